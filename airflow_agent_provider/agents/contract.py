@@ -1,0 +1,292 @@
+"""What an agent is: a task goes in, a stream of events comes out, a result ends it.
+
+Event kinds follow the Agent Client Protocol's session updates, so that one transcript format fits
+all agents (https://agentclientprotocol.com/protocol/schema).
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+
+class Access(StrEnum):
+    """What the agent may do to its workspace."""
+
+    WRITE = "write"
+    READ_ONLY = "read_only"
+
+
+class EventKind(StrEnum):
+    """What an event tells, in the Agent Client Protocol's words."""
+
+    MESSAGE = "message"
+    THOUGHT = "thought"
+    TOOL_CALL = "tool_call"
+    TOOL_CALL_UPDATE = "tool_call_update"
+    PLAN = "plan"
+    USAGE = "usage"
+    #: Ours: the session has an id and can be resumed from here on.
+    SESSION = "session"
+    #: Ours: something the user should read, such as the vendor's own retry.
+    NOTICE = "notice"
+
+
+class ToolKind(StrEnum):
+    """What a tool call does, in the Agent Client Protocol's words."""
+
+    READ = "read"
+    EDIT = "edit"
+    DELETE = "delete"
+    MOVE = "move"
+    SEARCH = "search"
+    EXECUTE = "execute"
+    THINK = "think"
+    FETCH = "fetch"
+    OTHER = "other"
+
+
+class ToolStatus(StrEnum):
+    """How far a tool call is."""
+
+    PENDING = "pending"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one turn or of several, and their cost.
+
+    :param input_tokens: tokens read, the cached ones included.
+    :param cached_tokens: those of ``input_tokens`` that came from the vendor's cache.
+    :param output_tokens: tokens written, the reasoning ones included.
+    :param reasoning_tokens: those of ``output_tokens`` that were reasoning.
+    :param cost: USD as the vendor charged; None if the vendor does not say, never 0 for unknown.
+    """
+
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost: float | None = None
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens read and written."""
+        return self.input_tokens + self.output_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        costs = [cost for cost in (self.cost, other.cost) if cost is not None]
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.output_tokens + other.output_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+            sum(costs) if costs else None,
+        )
+
+    def __sub__(self, other: Usage) -> Usage:
+        """Return what came since ``other``: vendors report sums over the whole session."""
+        known = self.cost is not None and other.cost is not None
+        return Usage(
+            max(0, self.input_tokens - other.input_tokens),
+            max(0, self.cached_tokens - other.cached_tokens),
+            max(0, self.output_tokens - other.output_tokens),
+            max(0, self.reasoning_tokens - other.reasoning_tokens),
+            self.cost - other.cost if known else self.cost,  # type: ignore[operator]
+        )
+
+    def to_dict(self) -> dict[str, int]:
+        """Return the token counts as JSON values; the cost stands beside them, not among them."""
+        return {
+            "input_tokens": self.input_tokens,
+            "cached_tokens": self.cached_tokens,
+            "output_tokens": self.output_tokens,
+            "reasoning_tokens": self.reasoning_tokens,
+            "total_tokens": self.total_tokens,
+        }
+
+
+@dataclass(frozen=True)
+class Session:
+    """An agent's conversation that a later attempt can continue.
+
+    :param agent: the agent's name; no other agent can resume it.
+    :param id: the vendor's id of the conversation.
+    """
+
+    agent: str
+    id: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long an agent may take.
+
+    :param timeout: seconds for the whole attempt.
+    :param stall: seconds without any event after which the agent counts as stalled.
+    :param started: the monotonic clock's seconds when the attempt began.
+    """
+
+    timeout: float = 3600.0
+    stall: float = 600.0
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left of the timeout, 0 if it is over."""
+        return max(0.0, self.started + self.timeout - time.monotonic())
+
+
+@dataclass(frozen=True)
+class AgentTask:
+    """What an agent is asked to do.
+
+    :param prompt: the resolved prompt.
+    :param workspace: the git working tree; the same path on every worker.
+    :param home: the session's own folder, outside the workspace: the vendor's state, temporary
+        files and configuration.
+    :param access: what the agent may do to the workspace.
+    :param model: the vendor's model name; None takes the connection's or the vendor's default.
+    :param output_schema: JSON schema of the final answer, if it shall be structured.
+    :param session: the conversation to continue, if any.
+    :param limits: how long the agent may take.
+    :param options: settings of this agent alone, as its hook documents them.
+    """
+
+    prompt: str
+    workspace: Path
+    home: Path
+    access: Access = Access.WRITE
+    model: str | None = None
+    output_schema: Mapping[str, Any] | None = None
+    session: Session | None = None
+    limits: Limits = field(default_factory=Limits)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AgentEvent:
+    """One thing that an agent said or did.
+
+    :param kind: what the event tells.
+    :param text: the message, thought, notice, or a line that names the tool call.
+    :param tool: for tool calls, the kind of tool.
+    :param status: for tool calls, how far it is.
+    :param call_id: for tool calls, the id that joins a call and its updates.
+    :param data: more values, JSON: paths, exit code, plan entries, tokens.
+    """
+
+    kind: EventKind
+    text: str = ""
+    tool: ToolKind | None = None
+    status: ToolStatus | None = None
+    call_id: str | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def completes_tool(self) -> bool:
+        """Whether a tool call ended with this event, so that a checkpoint is worthwhile."""
+        return self.status in (ToolStatus.COMPLETED, ToolStatus.FAILED)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the event as JSON values, without the fields that are empty."""
+        values = {
+            "kind": self.kind.value,
+            "text": self.text,
+            "tool": self.tool and self.tool.value,
+            "status": self.status and self.status.value,
+            "call_id": self.call_id,
+            "data": dict(self.data),
+        }
+        return {name: value for name, value in values.items() if value}
+
+
+@dataclass(frozen=True)
+class AgentResult:
+    """How a turn ended, by the agent's own account: no proof that the work is done.
+
+    :param status: ``completed`` or ``interrupted``; failures are raised, not returned.
+    :param message: the agent's final message.
+    :param structured: the final message as JSON values where a schema was asked for and the
+        message is JSON; not yet held against the schema.
+    :param session: the conversation, to be continued.
+    :param usage: tokens of this turn alone.
+    :param model: the model that answered, if the vendor says.
+    """
+
+    status: str
+    message: str
+    structured: Any = None
+    session: Session | None = None
+    usage: Usage = field(default_factory=Usage)
+    model: str | None = None
+
+
+@dataclass(frozen=True)
+class AgentCapabilities:
+    """What an agent can do; a workflow that asks for more fails when it is parsed."""
+
+    resume: bool = False
+    structured_output: bool = False
+    read_only: bool = False
+    usage: bool = False
+    cost: bool = False
+    hosted: bool = False
+    interrupt: bool = False
+
+
+class AgentSession(ABC):
+    """An agent at work on the worker: one conversation, one or more turns. A context manager.
+
+    Leaving the context ends every process that the session started.
+    """
+
+    @property
+    @abstractmethod
+    def session(self) -> Session | None:
+        """The conversation, once it can be resumed."""
+
+    @abstractmethod
+    def turn(
+        self, prompt: str, *, output_schema: Mapping[str, Any] | None = None
+    ) -> Generator[AgentEvent, None, AgentResult]:
+        """Let the agent work on ``prompt``; yield its events as they come, return its result.
+
+        Never blocks longer than the task's limits.
+
+        :param prompt: what to do.
+        :param output_schema: JSON schema of the final answer, if it shall be structured.
+        :raises AgentFailure: of exactly one class, with the vendor's words in ``raw``.
+        """
+
+    @abstractmethod
+    def interrupt(self) -> None:
+        """End the turn under way; callable from any thread, and harmless when there is none."""
+
+    @abstractmethod
+    def portable_files(self) -> Mapping[str, Path]:
+        """Return the files that resume the session elsewhere, by their path below the home."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the session and all of its processes within a bounded time."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,57 @@
+"""The agents that come with the provider, by the name that a workflow uses.
+
+The table is plain data: a DAG that names an agent imports neither its hook nor its vendor's SDK.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from airflow_agent_provider.agents.contract import AgentCapabilities
+
+
+@dataclass(frozen=True)
+class AgentSpec:
+    """One agent.
+
+    :param name: the name in workflows, and the type of its connection.
+    :param title: the name that users read.
+    :param hook: import path of its hook.
+    :param operator: import path of its operator.
+    :param connection: id of the connection that is used where a step names none.
+    :param capabilities: what it can do.
+    """
+
+    name: str
+    title: str
+    hook: str
+    operator: str
+    connection: str
+    capabilities: AgentCapabilities
+
+
+AGENTS: dict[str, AgentSpec] = {
+    spec.name: spec
+    for spec in (
+        AgentSpec(
+            name="codex",
+            title="OpenAI Codex",
+            hook="airflow_agent_provider.hooks.codex.CodexHook",
+            operator="airflow_agent_provider.operators.codex.CodexAgentOperator",
+            connection="codex_default",
+            capabilities=AgentCapabilities(
+                resume=True, structured_output=True, read_only=True, usage=True, interrupt=True
+            ),
+        ),
+        AgentSpec(
+            name="cursor",
+            title="Cursor",
+            hook="airflow_agent_provider.hooks.cursor.CursorHook",
+            operator="airflow_agent_provider.operators.cursor.CursorAgentOperator",
+            connection="cursor_default",
+            capabilities=AgentCapabilities(
+                resume=True, usage=True, cost=True, hosted=True, interrupt=True
+            ),
+        ),
+    )
+}

@@ -1,0 +1,40 @@
+"""``airflow agents …``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def get_agent_commands() -> list[Any]:
+    """Return the commands, for Airflow's command line; the functions are imported when called."""
+    from airflow.cli.cli_config import ActionCommand, Arg, GroupCommand, lazy_load_command
+
+    validate = ActionCommand(
+        name="validate",
+        help="Check workflow files; print each error as FILE:LINE:COLUMN and exit 1 if there is one",
+        func=lazy_load_command("airflow_agent_provider.cli.validate.validate"),
+        args=(Arg(("paths",), nargs="+", metavar="PATH", help="Workflow file, or folder of them"),),
+    )
+    mirror = GroupCommand(
+        name="mirror",
+        help="The copy of workflow state in DynamoDB",
+        subcommands=(
+            ActionCommand(
+                name="reconcile",
+                help="Make the mirror equal to Airflow's truth; print what was mended",
+                func=lazy_load_command("airflow_agent_provider.cli.mirror.reconcile"),
+                args=(
+                    Arg(("--since",), help="Only runs that changed since this time (ISO 8601)"),
+                    Arg(("--dag-id",), help="Only this workflow"),
+                    Arg(("--run-id",), help="Only this run; needs --dag-id"),
+                ),
+            ),
+        ),
+    )
+    return [
+        GroupCommand(
+            name="agents",
+            help="Coding agents as workflow steps",
+            subcommands=(validate, mirror),
+        )
+    ]

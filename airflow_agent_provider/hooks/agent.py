@@ -1,0 +1,150 @@
+"""The base of every agent's hook: what the operator and the conformance suite rely on."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.exceptions import AirflowNotFoundException
+from airflow.sdk import BaseHook
+
+from airflow_agent_provider.agents.contract import AgentCapabilities, AgentSession, AgentTask, Usage
+from airflow_agent_provider.agents.failures import AgentFailure, AuthenticationFailed
+from airflow_agent_provider.agents.registry import AGENTS, AgentSpec
+
+if TYPE_CHECKING:
+    from airflow.sdk import Connection
+
+
+class AgentHook(BaseHook):
+    """Reaches one agent through its connection.
+
+    :param conn_id: id of the connection; None takes the agent's default one.
+    """
+
+    #: The agent's name: its key in the registry and its connection type.
+    agent: ClassVar[str]
+
+    def __init__(self, conn_id: str | None = None) -> None:
+        super().__init__()
+        self.conn_id = conn_id or self.spec.connection
+
+    @property
+    def spec(self) -> AgentSpec:
+        """The agent's row in the registry."""
+        return AGENTS[self.agent]
+
+    @property
+    def capabilities(self) -> AgentCapabilities:
+        """What the agent can do."""
+        return self.spec.capabilities
+
+    def connection(self) -> Connection:
+        """Return the agent's connection.
+
+        :raises AuthenticationFailed: if there is none; the reason says how to add it.
+        """
+        try:
+            return self.get_connection(self.conn_id)
+        except AirflowNotFoundException as error:
+            raise AuthenticationFailed(
+                f"{self.spec.title} needs the connection {self.conn_id!r}, which does not exist; add "
+                f"it in Airflow under Admin > Connections, or with: airflow connections add "
+                f"{self.conn_id} --conn-type {self.agent} --conn-password <API key>"
+            ) from error
+
+    @abstractmethod
+    def test_connection(self) -> tuple[bool, str]:
+        """Try the key on the vendor; return whether it works, and one line that says why not."""
+
+
+class LocalAgentHook(AgentHook):
+    """An agent whose program runs on the worker."""
+
+    @abstractmethod
+    def start(self, task: AgentTask) -> AgentSession:
+        """Start the agent's program for ``task``, or continue ``task.session``.
+
+        :raises AgentFailure: if it does not start, or the session cannot be continued.
+        """
+
+
+@dataclass(frozen=True)
+class HostedRun:
+    """A vendor's run of an agent, wherever it stands.
+
+    :param agent_id: the vendor's id of the agent, which holds the conversation.
+    :param run_id: the vendor's id of this run.
+    :param status: the vendor's word for where the run stands.
+    :param ended: whether it will not change any more.
+    :param updated_at: the vendor's time of the last change, as text; stall is judged by it.
+    :param failure: why it failed, if it did.
+    :param message: the agent's final message.
+    :param branch: the branch with the agent's work, if it pushed one.
+    :param usage: tokens and cost, as far as the vendor says.
+    """
+
+    agent_id: str
+    run_id: str
+    status: str
+    ended: bool
+    updated_at: str = ""
+    failure: AgentFailure | None = None
+    message: str = ""
+    branch: str | None = None
+    usage: Usage | None = None
+
+
+class HostedAgentHook(AgentHook):
+    """An agent that runs at its vendor and works on a branch of the repository."""
+
+    @abstractmethod
+    def submit(
+        self,
+        *,
+        agent_id: str,
+        prompt: str,
+        repository: str,
+        ref: str,
+        name: str,
+        model: str | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> HostedRun:
+        """Start the agent's run, or attach to the one that was started for ``agent_id`` before.
+
+        Where the agent exists and its last run has ended without success, a follow-up run
+        continues the conversation. No call ever makes a second agent for an ``agent_id``.
+
+        :param agent_id: id that we chose; see :meth:`agent_id_for`.
+        :param prompt: what to do.
+        :param repository: the repository's URL as the vendor reaches it.
+        :param ref: the branch to start from.
+        :param name: what users see at the vendor.
+        :param model: the vendor's model name.
+        :param options: settings of this agent alone.
+        """
+
+    @abstractmethod
+    def agent_id_for(self, identity: str) -> str:
+        """Return the vendor-shaped id that ``identity`` always gets."""
+
+    @abstractmethod
+    def get_run(self, agent_id: str, run_id: str) -> HostedRun:
+        """Return where the run stands, usage included once it has ended."""
+
+    @abstractmethod
+    def cancel(self, agent_id: str, run_id: str) -> None:
+        """End the run; harmless if it has ended already."""
+
+
+def get_agent_hook(agent: str, conn_id: str | None = None) -> AgentHook:
+    """Return the hook of ``agent``, importing it now.
+
+    :param agent: a name in the registry.
+    :param conn_id: id of the connection; None takes the agent's default one.
+    """
+    module, _, name = AGENTS[agent].hook.rpartition(".")
+    hook: AgentHook = getattr(import_module(module), name)(conn_id)
+    return hook

@@ -1,0 +1,1 @@
+"""Template and context make the prompt."""

@@ -1,0 +1,125 @@
+"""What Airflow is told of this provider: connection types, settings and commands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow_agent_provider import __version__
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Return the provider's description, for the ``apache_airflow_provider`` entry point."""
+    return {
+        "package-name": "airflow-agent-provider",
+        "name": "AI coding agents",
+        "description": "Coding agents (Cursor, OpenAI Codex, …) as workflow steps.",
+        "versions": [__version__],
+        "connection-types": [_CODEX, _CURSOR, _AIRFLOW_API],
+        "config": {"agents": _CONFIG},
+        "cli": ["airflow_agent_provider.cli.get_agent_commands"],
+    }
+
+
+_CODEX = {
+    "connection-type": "codex",
+    "hook-class-name": "airflow_agent_provider.hooks.codex.CodexHook",
+    "hook-name": "OpenAI Codex",
+    "ui-field-behaviour": {
+        "hidden-fields": ["login", "schema", "port"],
+        "relabeling": {"host": "API base URL", "password": "API key"},
+        "placeholders": {"host": "https://api.openai.com/v1", "password": "sk-…"},
+    },
+    "conn-fields": {
+        "model": {
+            "label": "Model",
+            "description": "Used where a step names no model; empty takes Codex's own default.",
+            "schema": {"type": ["string", "null"], "default": None},
+        },
+    },
+}
+
+_CURSOR = {
+    "connection-type": "cursor",
+    "hook-class-name": "airflow_agent_provider.hooks.cursor.CursorHook",
+    "hook-name": "Cursor",
+    "ui-field-behaviour": {
+        "hidden-fields": ["login", "schema", "port"],
+        "relabeling": {"host": "API base URL", "password": "API key"},
+        "placeholders": {"host": "https://api.cursor.com", "password": "key_…"},
+    },
+    "conn-fields": {
+        "model": {
+            "label": "Model",
+            "description": "Used where a step names no model; empty takes Cursor's own default.",
+            "schema": {"type": ["string", "null"], "default": None},
+        },
+    },
+}
+
+_AIRFLOW_API = {
+    "connection-type": "airflow_api",
+    "hook-class-name": "airflow_agent_provider.hooks.airflow_api.AirflowApiHook",
+    "hook-name": "Airflow public API",
+    "ui-field-behaviour": {
+        "hidden-fields": ["schema", "port"],
+        "relabeling": {"host": "Base URL", "login": "User", "password": "Password or token"},
+        "placeholders": {"host": "http://localhost:8080"},
+    },
+}
+
+
+def _option(
+    description: str, default: str, example: str | None = None, kind: str = "string"
+) -> dict[str, Any]:
+    return {
+        "description": description,
+        "version_added": "0.1.0",
+        "type": kind,
+        "example": example,
+        "default": default,
+    }
+
+
+_CONFIG = {
+    "description": "Coding agents as workflow steps.",
+    "options": {
+        "artifacts": _option(
+            "URL below which prompts, transcripts, patches, outputs and checkpoints are stored: "
+            "``file://…`` or ``s3://bucket/prefix``. Empty takes ``agents/artifacts`` beside the "
+            "DAGs folder, which serves one machine only.\n",
+            "",
+            "s3://my-bucket/agents",
+        ),
+        "workspaces": _option(
+            "Folder of the worker for workspaces and repository mirrors. It must be the same path "
+            "on every worker, since an agent's session names paths. Empty takes "
+            "``agents/workspaces`` beside the DAGs folder.\n",
+            "",
+            "/var/lib/airflow-agents",
+        ),
+        "aws_conn_id": _option("Connection for S3 and DynamoDB.\n", "aws_default"),
+        "airflow_api_conn_id": _option(
+            "Connection to Airflow's public API; the mirror's reconcile reads through it.\n",
+            "airflow_api",
+        ),
+        "mirror_table": _option(
+            "DynamoDB table that mirrors runs, steps and attempts. Empty means no mirror, and no "
+            "listener is registered. With any listener, Airflow rejects DAGs that use "
+            "``end_from_trigger``.\n",
+            "",
+            "airflow-agents",
+        ),
+        "push": _option(
+            "When the run's branch is pushed to the repository: ``hosted`` pushes before a hosted "
+            "agent starts, since it clones the branch; ``always`` also pushes after each succeeded "
+            "step.\n",
+            "hosted",
+        ),
+        "lease_ttl": _option(
+            "Seconds after which an attempt that no longer renews its lease has lost its step to "
+            "the next attempt. It is renewed six times as often.\n",
+            "60",
+            kind="float",
+        ),
+    },
+}

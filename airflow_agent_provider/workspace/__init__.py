@@ -1,0 +1,1 @@
+"""Git working trees, and checkpoints as bundles."""

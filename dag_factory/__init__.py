@@ -1,0 +1,1 @@
+"""YAML workflow definitions to Airflow DAGs."""
