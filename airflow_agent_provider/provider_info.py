@@ -85,15 +85,15 @@ _CONFIG = {
     "options": {
         "artifacts": _option(
             "URL below which prompts, transcripts, patches, outputs and checkpoints are stored: "
-            "``file://…`` or ``s3://bucket/prefix``. Empty takes ``agents/artifacts`` beside the "
-            "DAGs folder, which serves one machine only.\n",
+            "``file://…`` or ``s3://bucket/prefix``. Empty takes ``agents/artifacts`` in "
+            "AIRFLOW_HOME, which serves one machine only.\n",
             "",
             "s3://my-bucket/agents",
         ),
         "workspaces": _option(
             "Folder of the worker for workspaces and repository mirrors. It must be the same path "
             "on every worker, since an agent's session names paths. Empty takes "
-            "``agents/workspaces`` beside the DAGs folder.\n",
+            "``agents/workspaces`` in AIRFLOW_HOME.\n",
             "",
             "/var/lib/airflow-agents",
         ),

@@ -6,10 +6,10 @@ section to Airflow with its defaults.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from airflow.configuration import AIRFLOW_HOME
 from airflow.sdk.configuration import conf
 
 SECTION = "agents"
@@ -39,10 +39,10 @@ class Settings:
 
 def load_settings() -> Settings:
     """Return the settings in force; reads Airflow's configuration anew at each call."""
-    home = Path(os.path.expanduser(conf.get("core", "dags_folder"))).parent
+    home = Path(AIRFLOW_HOME).absolute() / "agents"
     return Settings(
-        artifacts=_text("artifacts") or (home / "agents" / "artifacts").as_uri(),
-        workspaces=Path(_text("workspaces") or home / "agents" / "workspaces"),
+        artifacts=_text("artifacts") or (home / "artifacts").as_uri(),
+        workspaces=Path(_text("workspaces") or home / "workspaces"),
         aws_conn_id=_text("aws_conn_id") or "aws_default",
         airflow_api_conn_id=_text("airflow_api_conn_id") or "airflow_api",
         mirror_table=_text("mirror_table"),

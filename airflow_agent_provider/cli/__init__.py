@@ -11,7 +11,7 @@ def get_agent_commands() -> list[Any]:
 
     validate = ActionCommand(
         name="validate",
-        help="Check workflow files; print each error as FILE:LINE:COLUMN and exit 1 if there is one",
+        help="Check workflow files; print each error as FILE:LINE:COLUMN and exit 1 if any",
         func=lazy_load_command("airflow_agent_provider.cli.validate.validate"),
         args=(Arg(("paths",), nargs="+", metavar="PATH", help="Workflow file, or folder of them"),),
     )

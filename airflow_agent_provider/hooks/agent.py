@@ -50,8 +50,8 @@ class AgentHook(BaseHook):
             return self.get_connection(self.conn_id)
         except AirflowNotFoundException as error:
             raise AuthenticationFailed(
-                f"{self.spec.title} needs the connection {self.conn_id!r}, which does not exist; add "
-                f"it in Airflow under Admin > Connections, or with: airflow connections add "
+                f"{self.spec.title} needs the connection {self.conn_id!r}, which does not exist; "
+                f"add it in Airflow under Admin > Connections, or with: airflow connections add "
                 f"{self.conn_id} --conn-type {self.agent} --conn-password <API key>"
             ) from error
 
