@@ -1,0 +1,118 @@
+"""The step in which a coding agent works."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.sdk import BaseOperator
+
+from airflow_agent_provider.agents.contract import Access
+from airflow_agent_provider.agents.registry import AGENTS
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+#: Seconds between the step's own timeout and Airflow's, which cuts off what should be done by then.
+TIMEOUT_GRACE = 120
+
+
+class AgentOperator(BaseOperator):
+    """Let a coding agent work in the run's repository.
+
+    The step's workspace is the commit of its upstream steps; what the agent changed becomes one
+    commit on the run's branch. XCom carries the step's results (see ``docs``), and later prompts
+    read them as ``{{ steps.<id>.output }}``.
+
+    :param agent: the agent's name, ``codex`` or ``cursor``; its subclasses know theirs.
+    :param prompt: name of a template (ends in ``.md``, ``.txt``, ``.j2`` or ``.jinja2``), an
+        ``s3://`` URL of one, or the template's text.
+    :param prompt_folders: where template and schema names are looked up, in this order; the DAG
+        file's folder where empty.
+    :param prompt_context: more names for the template, as ``{{ context.<name> }}``; templated.
+    :param access: ``write`` or ``read_only``.
+    :param output_path: file of the workspace that the agent must write; without it the final
+        answer is the output.
+    :param output_schema: JSON schema of the output, or the name of a file with it.
+    :param model: the vendor's model name.
+    :param agent_conn_id: connection of the agent; None takes the agent's default one.
+    :param options: settings of this agent alone, as its hook documents them.
+    :param repository: URL or path of the git repository; empty for a new empty one per run.
+    :param ref: branch, tag or commit to start from; empty takes the repository's default branch.
+    :param repository_conn_id: connection of type ``git`` for a private repository.
+    :param timeout: time for one attempt.
+    :param stall: time without a sign of life after which an attempt counts as stalled.
+    :param prompt_contract: whether the prompt ends in the section that states the step's contract.
+    :param deferrable: whether a hosted agent is awaited in the triggerer, without a worker slot.
+    :param definition_sha256: digest of what defines the step; a change makes a new DAG version.
+    """
+
+    template_fields: Sequence[str] = (
+        "prompt",
+        "prompt_context",
+        "repository",
+        "ref",
+        "model",
+        "definition_sha256",
+    )
+    template_fields_renderers: ClassVar[dict[str, str]] = {"prompt": "md", "prompt_context": "json"}
+    ui_color = "#e8e4f8"
+    #: Shows the resolved prompt in place of the template.
+    overwrite_rtif_after_execution = True
+
+    default_agent: ClassVar[str | None] = None
+
+    def __init__(
+        self,
+        *,
+        agent: str | None = None,
+        prompt: str,
+        prompt_folders: Sequence[str] = (),
+        prompt_context: Mapping[str, Any] | None = None,
+        access: str = Access.WRITE.value,
+        output_path: str | None = None,
+        output_schema: Mapping[str, Any] | str | None = None,
+        model: str | None = None,
+        agent_conn_id: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        repository: str = "",
+        ref: str = "",
+        repository_conn_id: str | None = None,
+        timeout: timedelta = timedelta(hours=1),
+        stall: timedelta = timedelta(minutes=10),
+        prompt_contract: bool = True,
+        deferrable: bool = True,
+        definition_sha256: str = "",
+        **kwargs: Any,
+    ) -> None:
+        name = agent or self.default_agent
+        if name not in AGENTS:
+            raise ValueError(
+                f"step {kwargs.get('task_id')!r}: no agent is called {name!r}; "
+                f"there are: {', '.join(sorted(AGENTS))}"
+            )
+        kwargs.setdefault("execution_timeout", timeout + timedelta(seconds=TIMEOUT_GRACE))
+        super().__init__(**kwargs)
+        self.agent = name
+        self.prompt = prompt
+        self.prompt_folders = tuple(prompt_folders)
+        self.prompt_context = dict(prompt_context or {})
+        self.access = Access(access).value
+        self.output_path = output_path
+        self.output_schema = output_schema
+        self.model = model
+        self.agent_conn_id = agent_conn_id
+        self.options = dict(options or {})
+        self.repository = repository
+        self.ref = ref
+        self.repository_conn_id = repository_conn_id
+        self.timeout = timeout
+        self.stall = stall
+        self.prompt_contract = prompt_contract
+        self.deferrable = deferrable
+        self.definition_sha256 = definition_sha256
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Run the step; see :class:`AgentOperator`."""
+        raise NotImplementedError

@@ -1,0 +1,13 @@
+"""The step in which Cursor works."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from airflow_agent_provider.operators.agent import AgentOperator
+
+
+class CursorAgentOperator(AgentOperator):
+    """An :class:`AgentOperator` whose agent is Cursor."""
+
+    default_agent: ClassVar[str | None] = "cursor"
