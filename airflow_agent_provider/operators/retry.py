@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class FailureClassRetryPolicy(RetryPolicy):
-    """No retry where none can help; after a rate limit, when the vendor said; else as the step says.
+    """No retry where none can help; after a rate limit when the vendor said; else the step's rule.
 
     Airflow never asks it for a task whose process was killed: such a task gets Airflow's plain
     delay. It cannot exceed the step's ``retries``.

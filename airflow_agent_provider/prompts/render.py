@@ -67,7 +67,8 @@ class Renderer:
 
     :param environment: Airflow's template environment of the DAG; it is not changed.
     :param folders: where template names are looked up, in this order.
-    :param names: the names that templates may use.
+    :param names: the names that templates may use, beside Airflow's own.
+    :param airflow: Airflow's own names.
     :param texts: templates that are not files, by name, each with the version that was read.
     """
 
@@ -76,6 +77,7 @@ class Renderer:
         environment: Environment,
         folders: Sequence[str],
         names: Mapping[str, Any],
+        airflow: Mapping[str, Any] | None = None,
         texts: dict[str, tuple[str, str | None]] | None = None,
     ) -> None:
         self._loader = PromptLoader(folders, texts)
@@ -84,6 +86,7 @@ class Renderer:
         # An overlay shares its parent's cache, in which other folders' templates may stand.
         self._environment.cache = None
         self._names = dict(names)
+        self._all = {**(airflow or {}), **names}
 
     def prompt(self, name: str) -> Prompt:
         """Render the template ``name``.
@@ -110,7 +113,7 @@ class Renderer:
 
     def _render(self, name: str, load: Any) -> str:
         try:
-            return str(load().render(self._names))
+            return str(load().render(self._all))
         except AgentFailure:
             raise
         except TemplateSyntaxError as error:
