@@ -49,6 +49,8 @@ class Checkpoint(_Values):
     :param session_files: URIs of the session's portable files, by their path below its home.
     :param hosted_agent: the vendor's id of a hosted agent.
     :param hosted_run: the vendor's id of its run.
+    :param rejected_run: id of the hosted run whose result was judged and found wanting.
+    :param problem: why the attempt failed, if it did: the next one tells the agent.
     :param resumable: whether the conversation may be continued; the work is kept either way.
     :param finished: the agent's answer, once it is judged good.
     :param spent: tokens and cost of all attempts so far.
@@ -66,6 +68,8 @@ class Checkpoint(_Values):
     session_files: dict[str, str] = {}
     hosted_agent: str | None = None
     hosted_run: str | None = None
+    rejected_run: str | None = None
+    problem: str | None = None
     resumable: bool = True
     finished: Finished | None = None
     spent: Spent = Spent()

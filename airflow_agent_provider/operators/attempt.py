@@ -28,8 +28,10 @@ from airflow_agent_provider.agents.failures import (
     AgentFailed,
     AgentFailure,
     Interrupted,
+    OutputInvalid,
     PolicyViolation,
     TimedOut,
+    VerificationFailed,
     failure_to_dict,
 )
 from airflow_agent_provider.agents.identity import AttemptKey, StepKey
@@ -52,6 +54,13 @@ if TYPE_CHECKING:
 CHECKPOINT = "checkpoint"
 #: The XCom key under which a failed attempt leaves its failure class and reason.
 FAILURE = "failure"
+
+_CONTINUE = """\
+An earlier attempt at this step did not succeed: {problem}
+What it had changed by then is in the working tree. Look at what is there, do not redo what is done,
+and finish what is missing. The step:
+
+"""
 
 #: What a checkpoint takes over from the one before it, unless it has its own.
 _CARRIED_OVER = {"commit", "bundle", "session_files", "hosted_agent", "hosted_run"}
@@ -221,6 +230,14 @@ class Attempt(ABC):
         if self._prompt is None:
             raise RuntimeError("the prompt is not made yet")
         return self._prompt.text
+
+    @property
+    def continuing_prompt(self) -> str:
+        """The prompt, led by what the agent must know of the attempt that it continues."""
+        if self._checkpoint is None:
+            return self.prompt_text
+        problem = self._checkpoint.problem or "Its process ended before it was done."
+        return _CONTINUE.format(problem=problem) + self.prompt_text
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -443,7 +460,10 @@ class Attempt(ABC):
             return
         note = f"kept after {failure.failure_class}"
         commit = self.workspace.checkpoint(self.trailers(), note)
-        self._keep(commit, "", resumable=failure.resumes_session)
+        values: dict[str, Any] = {"problem": str(failure), "resumable": failure.resumes_session}
+        if isinstance(failure, OutputInvalid | VerificationFailed) and self._checkpoint:
+            values["rejected_run"] = self._checkpoint.hosted_run
+        self._keep(commit, "", **values)
 
     def _write_outcome(
         self,

@@ -66,12 +66,13 @@ class HostedAttempt(Attempt):
             )
         run = hook.submit(
             agent_id=(kept and kept.hosted_agent) or hook.agent_id_for(self._identity()),
-            prompt=self.prompt_text,
+            prompt=self.continuing_prompt if kept else self.prompt_text,
             repository=repository.url,
             ref=self._push_start(),
             name=f"{self.key.step.dag_id}/{self.key.step.run_id}/{self.key.step.step_id}",
             model=self.operator.model or None,
-            options=dict(self.operator.options),
+            options=self.operator.options,
+            after=kept.rejected_run if kept else None,
         )
         self.session = Session(self.operator.agent, run.agent_id)
         self.log.info("%s works as agent %s, run %s", hook.spec.title, run.agent_id, run.run_id)

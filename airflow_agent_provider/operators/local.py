@@ -37,12 +37,6 @@ CHECKPOINT_SECONDS = 30.0
 #: An attempt that lost its step and has not ended after this many seconds ends its process.
 LOST_GRACE_SECONDS = 20.0
 
-_CONTINUE = """\
-An earlier attempt at this step ended before it was done. What it had changed by then is in the \
-working tree. Look at what is there, do not redo it, and finish what is missing. The step:
-
-"""
-
 
 class LocalAttempt(Attempt):
     """Runs the agent's program beside the task and watches it.
@@ -150,7 +144,7 @@ class LocalAttempt(Attempt):
             self.session = Session(self.operator.agent, kept.session)
         elif kept.commit is None:
             return self.prompt_text
-        return _CONTINUE + self.prompt_text
+        return self.continuing_prompt
 
     def _task(self, prompt: str) -> AgentTask:
         operator = self.operator
