@@ -68,9 +68,8 @@ class Stack:
         self._parallelism = parallelism
         self._connections: dict[str, str] = {}
         self._undo = ExitStack()
-        self._ports = free_ports(5)
-        if port is not None and not port_answers(port):
-            self._ports[0] = port
+        self._port = port
+        self._ports: list[int] = []
 
     def __enter__(self) -> Self:
         """Start everything, and wait until Airflow is healthy.
@@ -80,6 +79,9 @@ class Stack:
         """
         with ExitStack() as undo:
             undo.enter_context(self.processes)
+            self._ports = free_ports(5)
+            if self._port is not None and not port_answers(self._port):
+                self._ports[0] = self._port
             self._start_stores()
             self._start_rehearsal()
             self._start_airflow()
