@@ -210,6 +210,12 @@ class AgentEvent:
         return {name: value for name, value in values.items() if value}
 
 
+def usage_of(event: AgentEvent) -> Usage:
+    """Return what a usage event reports: the tokens and cost since the usage event before it."""
+    names = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
+    return Usage(*(int(event.data.get(name, 0)) for name in names), event.data.get("cost"))
+
+
 @dataclass(frozen=True)
 class AgentResult:
     """How a turn ended, by the agent's own account: no proof that the work is done.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.exceptions import AirflowNotFoundException
 from airflow.sdk import BaseHook
+from airflow.sdk.exceptions import AirflowNotFoundException
 
 from airflow_agent_provider.agents.contract import AgentCapabilities, AgentSession, AgentTask, Usage
 from airflow_agent_provider.agents.failures import AgentFailure, AuthenticationFailed
@@ -49,11 +50,21 @@ class AgentHook(BaseHook):
         try:
             return self.get_connection(self.conn_id)
         except AirflowNotFoundException as error:
-            raise AuthenticationFailed(
-                f"{self.spec.title} needs the connection {self.conn_id!r}, which does not exist; "
-                f"add it in Airflow under Admin > Connections, or with: airflow connections add "
-                f"{self.conn_id} --conn-type {self.agent} --conn-password <API key>"
-            ) from error
+            raise self._no_connection() from error
+
+    async def aconnection(self) -> Connection:
+        """Return the agent's connection, as :meth:`connection` does, inside a trigger."""
+        try:
+            return await self.aget_connection(self.conn_id)
+        except AirflowNotFoundException as error:
+            raise self._no_connection() from error
+
+    def _no_connection(self) -> AuthenticationFailed:
+        return AuthenticationFailed(
+            f"{self.spec.title} needs the connection {self.conn_id!r}, which does not exist; "
+            f"add it in Airflow under Admin > Connections, or with: airflow connections add "
+            f"{self.conn_id} --conn-type {self.agent} --conn-password <API key>"
+        )
 
     @abstractmethod
     def test_connection(self) -> tuple[bool, str]:
@@ -110,7 +121,8 @@ class HostedAgentHook(AgentHook):
         ref: str,
         name: str,
         model: str | None = None,
-        options: dict[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        after: str | None = None,
     ) -> HostedRun:
         """Start the agent's run, or attach to the one that was started for ``agent_id`` before.
 
@@ -124,6 +136,8 @@ class HostedAgentHook(AgentHook):
         :param name: what users see at the vendor.
         :param model: the vendor's model name.
         :param options: settings of this agent alone.
+        :param after: id of a run whose result was judged and found wanting: where it is the
+            agent's last run, a follow-up run is started although it ended with success.
         """
 
     @abstractmethod
@@ -135,8 +149,39 @@ class HostedAgentHook(AgentHook):
         """Return where the run stands, usage included once it has ended."""
 
     @abstractmethod
+    async def aget_run(self, agent_id: str, run_id: str) -> HostedRun:
+        """Return where the run stands, as :meth:`get_run` does, inside a trigger."""
+
+    @abstractmethod
     def cancel(self, agent_id: str, run_id: str) -> None:
         """End the run; harmless if it has ended already."""
+
+    @abstractmethod
+    async def acancel(self, agent_id: str, run_id: str) -> None:
+        """End the run, as :meth:`cancel` does, inside a trigger."""
+
+    @abstractmethod
+    def poll_interval(self, options: Mapping[str, Any] | None = None) -> float:
+        """Return the seconds between two looks at a run.
+
+        :param options: settings of this agent alone; they win over the connection's.
+        """
+
+    def sign_of_life(self, agent_id: str, run_id: str, since: str = "") -> str:
+        """Return a mark that changes while the agent works, asked only when a stall is suspected.
+
+        The base knows none beyond the run's status and time of change, and returns ``since``.
+
+        :param since: the mark of the last call, empty at first.
+        """
+        return since
+
+    async def asign_of_life(self, agent_id: str, run_id: str, since: str = "") -> str:
+        """Return a mark that changes while the agent works, inside a trigger."""
+        return since
+
+    async def aclose(self) -> None:
+        """Release what the hook keeps open inside a trigger; the base keeps nothing."""
 
 
 def get_agent_hook(agent: str, conn_id: str | None = None) -> AgentHook:

@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.sdk import BaseOperator
 
 from airflow_agent_provider.agents.contract import Access
-from airflow_agent_provider.agents.registry import AGENTS
+from airflow_agent_provider.agents.registry import AGENTS, STEP_OPERATOR_NAME
+from airflow_agent_provider.operators.retry import FailureClassRetryPolicy
 
 if TYPE_CHECKING:
+    import jinja2
     from airflow.sdk import Context
+
+    from airflow_agent_provider.operators.hosted import HostedAttempt
+    from airflow_agent_provider.operators.local import LocalAttempt
 
 #: Seconds between the step's own timeout and Airflow's, which cuts off what should be done by then.
 TIMEOUT_GRACE = 120
@@ -58,6 +63,8 @@ class AgentOperator(BaseOperator):
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"prompt": "md", "prompt_context": "json"}
     ui_color = "#e8e4f8"
+    #: What Airflow shows as the operator; the mirror knows steps by its beginning.
+    custom_operator_name: ClassVar[str] = STEP_OPERATOR_NAME
     #: Shows the resolved prompt in place of the template.
     overwrite_rtif_after_execution = True
 
@@ -92,6 +99,7 @@ class AgentOperator(BaseOperator):
                 f"step {kwargs.get('task_id')!r}: no agent is called {name!r}; "
                 f"there are: {', '.join(sorted(AGENTS))}"
             )
+        kwargs.setdefault("retry_policy", FailureClassRetryPolicy())
         kwargs.setdefault("execution_timeout", timeout + timedelta(seconds=TIMEOUT_GRACE))
         super().__init__(**kwargs)
         self.agent = name
@@ -112,7 +120,67 @@ class AgentOperator(BaseOperator):
         self.prompt_contract = prompt_contract
         self.deferrable = deferrable
         self.definition_sha256 = definition_sha256
+        self._attempt: LocalAttempt | HostedAttempt | None = None
+
+    def render_template_fields(
+        self, context: Context, jinja_env: jinja2.Environment | None = None
+    ) -> None:
+        """Render what needs no workspace; the prompt and its context follow in :meth:`execute`.
+
+        Only there are the workspace and the results of earlier steps at hand, and an error can
+        name the template's own file and line.
+        """
+        env = jinja_env or self.get_template_env()
+        later = ("prompt", "prompt_context")
+        fields = [name for name in self.template_fields if name not in later]
+        self._do_render_template_fields(self, fields, context, env, set())
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Run the step; see :class:`AgentOperator`."""
-        raise NotImplementedError
+        """Run one attempt of the step; return its results, as they stand in XCom.
+
+        :raises AgentFailure: of exactly one failure class.
+        """
+        self._attempt = self._new_attempt(context)
+        return self._attempt.run()
+
+    def resume(self, context: Context, event: dict[str, Any], started: str) -> dict[str, Any]:
+        """Go on with an attempt that waited for its vendor in the triggerer.
+
+        :param event: what the trigger told.
+        :param started: when the attempt began, ISO 8601.
+        """
+        from airflow_agent_provider.operators.hosted import HostedAttempt
+
+        self._attempt = attempt = HostedAttempt(self, context)
+        return attempt.resume(event, started)
+
+    def resume_execution(
+        self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context
+    ) -> Any:
+        """Resume as Airflow says; a trigger that ended without an event is a classified failure.
+
+        Airflow calls this with ``__fail__`` then, and would raise an error without a cause.
+        """
+        if next_method != "__fail__":
+            return super().resume_execution(next_method, next_kwargs, context)
+        from airflow_agent_provider.operators.hosted import trigger_failure
+
+        values = next_kwargs or {}
+        failure = trigger_failure(str(values.get("error", "")), values.get("traceback"))
+        self._attempt = self._new_attempt(context)
+        return self._attempt.run_failed(failure)
+
+    def on_kill(self) -> None:
+        """End the agent when the task is killed."""
+        if self._attempt is not None:
+            self._attempt.stop()
+
+    def _new_attempt(self, context: Context) -> LocalAttempt | HostedAttempt:
+        # Imported late, so that parsing a DAG costs nothing of it.
+        if AGENTS[self.agent].capabilities.hosted:
+            from airflow_agent_provider.operators.hosted import HostedAttempt
+
+            return HostedAttempt(self, context)
+        from airflow_agent_provider.operators.local import LocalAttempt
+
+        return LocalAttempt(self, context)

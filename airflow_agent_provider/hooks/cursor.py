@@ -1,0 +1,358 @@
+"""Cursor's cloud agents: they run at Cursor and push their work to a branch of the repository."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from airflow_agent_provider.agents.failures import (
+    AgentFailure,
+    AuthenticationFailed,
+    InvalidDefinition,
+    Unavailable,
+)
+from airflow_agent_provider.hooks import cursor_api as api
+from airflow_agent_provider.hooks.agent import HostedAgentHook, HostedRun
+
+if TYPE_CHECKING:
+    import httpx
+    from airflow.sdk import Connection
+
+DEFAULT_URL = "https://api.cursor.com"
+#: Seconds between two looks at a run: Cursor grants 20 requests a minute by default.
+DEFAULT_POLL_INTERVAL = 10.0
+CONNECT_TIMEOUT = 10.0
+#: Seconds of an event stream that are listened to for a sign of life, and bytes of it at most.
+LISTEN_TIMEOUT = 5.0
+LISTEN_BYTES = 4_000_000
+#: Any fixed value serves; another one would give every running step a second agent.
+_NAMESPACE = uuid.UUID("6f0a6c5c-6f4d-5d0a-9d5e-4b1c0a8f7e21")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Account:
+    """What the connection holds.
+
+    :param url: base URL of the API.
+    :param key: the API key.
+    :param model: the model where a step names none.
+    :param poll_interval: seconds between two looks at a run.
+    """
+
+    url: str
+    key: str
+    model: str | None
+    poll_interval: float
+
+
+class CursorHook(HostedAgentHook):
+    """Reaches Cursor's Cloud Agents API v1 (https://cursor.com/docs/cloud-agent/api/endpoints).
+
+    The connection, of type ``cursor``: the password is the API key; the host, if any, the base
+    URL; the extras ``model``, and ``poll_interval`` in seconds.
+
+    Options of a step: ``auto_create_pr``, ``mode``, ``mcp_servers``, ``model_params`` (as the
+    API's fields of these names) and ``poll_interval``.
+
+    :param conn_id: id of the connection.
+    """
+
+    agent: ClassVar[str] = "cursor"
+    conn_type: ClassVar[str] = "cursor"
+    conn_name_attr: ClassVar[str] = "conn_id"
+    default_conn_name: ClassVar[str] = "cursor_default"
+    hook_name: ClassVar[str] = "Cursor"
+
+    def __init__(self, conn_id: str | None = None) -> None:
+        super().__init__(conn_id)
+        self._account_read: _Account | None = None
+        self._async_client: httpx.AsyncClient | None = None
+
+    def agent_id_for(self, identity: str) -> str:
+        """Return the ``bc-`` id that ``identity`` always gets."""
+        return f"bc-{uuid.uuid5(_NAMESPACE, identity)}"
+
+    def submit(
+        self,
+        *,
+        agent_id: str,
+        prompt: str,
+        repository: str,
+        ref: str,
+        name: str,
+        model: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        after: str | None = None,
+    ) -> HostedRun:
+        """Start the agent's run, or attach to the one that was started for ``agent_id`` before.
+
+        Takes up to some minutes: Cursor answers once the agent's machine is up.
+        See :meth:`HostedAgentHook.submit`.
+
+        :raises AgentFailure: if Cursor refuses or cannot be reached.
+        """
+        wanted = api.Submission(
+            agent_id=agent_id,
+            prompt=prompt,
+            repository=repository,
+            ref=ref,
+            name=name,
+            model=model or self._account().model,
+            options=options or {},
+            after=after,
+        )
+        return self._run(api.submit(wanted))
+
+    def get_run(self, agent_id: str, run_id: str) -> HostedRun:
+        """Return where the run stands; with its tokens and cost once it has ended."""
+        return self._run(api.get_run(agent_id, run_id))
+
+    async def aget_run(self, agent_id: str, run_id: str) -> HostedRun:
+        """Return where the run stands, inside a trigger."""
+        return await self._arun(api.get_run(agent_id, run_id))
+
+    def cancel(self, agent_id: str, run_id: str) -> None:
+        """End the run; harmless if it has ended already."""
+        self._run(api.cancel(agent_id, run_id))
+
+    async def acancel(self, agent_id: str, run_id: str) -> None:
+        """End the run, inside a trigger."""
+        await self._arun(api.cancel(agent_id, run_id))
+
+    def poll_interval(self, options: Mapping[str, Any] | None = None) -> float:
+        """Return the seconds between two looks at a run: the option, else the connection's.
+
+        :raises InvalidDefinition: if the option is not a positive number.
+        """
+        if options and options.get("poll_interval") is not None:
+            return _seconds(options["poll_interval"], "the step's option poll_interval")
+        return self._account().poll_interval
+
+    def sign_of_life(self, agent_id: str, run_id: str, since: str = "") -> str:
+        """Return the id of the newest event of the run; Cursor stamps a run only when it changes
+        its status, so a busy run looks like a stalled one but for its events.
+        """
+        import httpx
+
+        deadline = time.monotonic() + LISTEN_TIMEOUT
+        newest, read = since, 0
+        try:
+            with (
+                self._client() as client,
+                client.stream("GET", **_listening(agent_id, run_id, since)) as answer,
+            ):
+                for line in answer.iter_lines() if answer.is_success else ():
+                    newest, read = api.newest_event((line,), newest), read + len(line)
+                    if read > LISTEN_BYTES or time.monotonic() > deadline:
+                        break
+        except httpx.HTTPError:
+            pass  # What was heard until then counts; the caller judges by it.
+        return newest
+
+    async def asign_of_life(self, agent_id: str, run_id: str, since: str = "") -> str:
+        """Return the id of the newest event of the run, inside a trigger."""
+        import httpx
+
+        newest, read = since, 0
+        try:
+            async with asyncio.timeout(LISTEN_TIMEOUT + CONNECT_TIMEOUT):
+                client = await self._aclient()
+                async with client.stream("GET", **_listening(agent_id, run_id, since)) as answer:
+                    if not answer.is_success:
+                        return newest
+                    async for line in answer.aiter_lines():
+                        newest, read = api.newest_event((line,), newest), read + len(line)
+                        if read > LISTEN_BYTES:
+                            break
+        except (httpx.HTTPError, TimeoutError):
+            pass  # What was heard until then counts; the caller judges by it.
+        return newest
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Ask Cursor whose key it is."""
+        try:
+            return True, f"Cursor accepts the key ({self._run(api.who_am_i())})"
+        except AgentFailure as failure:
+            return False, str(failure)
+
+    async def aclose(self) -> None:
+        """Close the client that the trigger's calls share."""
+        client, self._async_client = self._async_client, None
+        if client is not None:
+            await client.aclose()
+
+    def _account(self) -> _Account:
+        if self._account_read is None:
+            connection = self.connection()
+            self._account_read = self._read_account(connection, connection.extra_dejson)
+        return self._account_read
+
+    async def _aaccount(self) -> _Account:
+        if self._account_read is None:
+            connection = await self.aconnection()
+            # Its blocking twin talks to the supervisor, which can deadlock inside a trigger.
+            extra = await connection.aextra_dejson()
+            self._account_read = self._read_account(connection, extra)
+        return self._account_read
+
+    def _read_account(self, connection: Connection, extra: Mapping[str, Any]) -> _Account:
+        key = (connection.password or "").strip()
+        if not key:
+            raise AuthenticationFailed(
+                f"the connection {self.conn_id!r} has no password; put Cursor's API key there "
+                f"(made at https://cursor.com/dashboard/integrations)"
+            )
+        where = f"the extra poll_interval of the connection {self.conn_id!r}"
+        return _Account(
+            url=_base_url(connection, self.conn_id),
+            key=key,
+            model=str(extra.get("model") or "") or None,
+            poll_interval=_seconds(extra.get("poll_interval") or DEFAULT_POLL_INTERVAL, where),
+        )
+
+    def _client(self) -> httpx.Client:
+        import httpx
+
+        return httpx.Client(**_client_options(self._account()))
+
+    async def _aclient(self) -> httpx.AsyncClient:
+        import httpx
+
+        if self._async_client is None:
+            self._async_client = httpx.AsyncClient(**_client_options(await self._aaccount()))
+        return self._async_client
+
+    def _run(self, flow: api.Flow[T]) -> T:
+        """Hold a conversation, blocking."""
+        import httpx
+
+        with self._client() as client:
+            try:
+                step = next(flow)
+                while True:
+                    if isinstance(step, api.Pause):
+                        time.sleep(step.seconds)
+                        step = next(flow)
+                        continue
+                    try:
+                        response = client.request(**_request(step))
+                    except httpx.HTTPError as error:
+                        step = flow.throw(_no_answer(error))
+                    else:
+                        step = flow.send(self._answer(response))
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+            except api.NoAnswer as error:
+                raise self._unreachable(error) from error
+
+    async def _arun(self, flow: api.Flow[T]) -> T:
+        """Hold a conversation, inside a trigger."""
+        import httpx
+
+        client = await self._aclient()
+        try:
+            step = next(flow)
+            while True:
+                if isinstance(step, api.Pause):
+                    await asyncio.sleep(step.seconds)
+                    step = next(flow)
+                    continue
+                try:
+                    response = await client.request(**_request(step))
+                except httpx.HTTPError as error:
+                    step = flow.throw(_no_answer(error))
+                else:
+                    step = flow.send(self._answer(response))
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        except api.NoAnswer as error:
+            raise self._unreachable(error) from error
+
+    def _answer(self, response: httpx.Response) -> api.Answer:
+        # A vendor may repeat the key in its error; it must reach no log and no outcome.
+        text = response.text.replace(self._account().key, "***")
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        return api.Answer(response.status_code, text, headers)
+
+    def _unreachable(self, error: api.NoAnswer) -> Unavailable:
+        return Unavailable(
+            f"Cursor's API at {self._account().url} gave no answer; if that lasts, check the "
+            f"host of the connection {self.conn_id!r} and the network",
+            raw=str(error),
+        )
+
+
+def _client_options(account: _Account) -> dict[str, Any]:
+    import httpx
+
+    return {
+        "base_url": account.url,
+        # Basic with the key as the user and no password, as Cursor documents it.
+        "auth": httpx.BasicAuth(account.key, ""),
+        "timeout": httpx.Timeout(api.READ_TIMEOUT, connect=CONNECT_TIMEOUT),
+        "headers": {"Accept": "application/json"},
+    }
+
+
+def _request(call: api.Call) -> dict[str, Any]:
+    import httpx
+
+    request: dict[str, Any] = {
+        "method": call.method,
+        "url": call.path,
+        "timeout": httpx.Timeout(call.timeout, connect=CONNECT_TIMEOUT),
+    }
+    if call.body is not None:
+        request["json"] = call.body
+    return request
+
+
+def _listening(agent_id: str, run_id: str, since: str) -> dict[str, Any]:
+    import httpx
+
+    headers = {"Accept": "text/event-stream"}
+    if since:
+        headers["Last-Event-ID"] = since
+    return {
+        "url": f"/v1/agents/{agent_id}/runs/{run_id}/stream",
+        "headers": headers,
+        "timeout": httpx.Timeout(LISTEN_TIMEOUT, connect=CONNECT_TIMEOUT),
+    }
+
+
+def _no_answer(error: Exception) -> api.NoAnswer:
+    return api.NoAnswer(f"{type(error).__name__}: {error}".rstrip(": "))
+
+
+def _base_url(connection: Connection, conn_id: str) -> str:
+    host = (connection.host or "").strip().rstrip("/")
+    if not host:
+        return DEFAULT_URL
+    url = host if "://" in host else f"{connection.schema or 'https'}://{host}"
+    scheme, _, rest = url.partition("://")
+    if scheme not in ("http", "https") or not rest or "@" in rest:
+        raise InvalidDefinition(
+            f"the host of the connection {conn_id!r} is no base URL of an API; "
+            f"leave it empty for {DEFAULT_URL}, or give http://… or https://…"
+        )
+    if connection.port and "/" not in rest and not rest.rpartition(":")[2].isdigit():
+        url = f"{url}:{connection.port}"
+    return url.removesuffix("/v1")
+
+
+def _seconds(value: Any, where: str) -> float:
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = 0.0
+    if not 0 < seconds < 3600:
+        raise InvalidDefinition(f"{where} must be a number of seconds above 0, not {value!r}")
+    return seconds

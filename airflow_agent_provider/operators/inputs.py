@@ -1,0 +1,256 @@
+"""What a step starts from: its repository, the work and results of earlier steps, its prompt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.log import redact as _redact
+
+from airflow_agent_provider.agents.contract import Access
+from airflow_agent_provider.agents.failures import InvalidDefinition
+from airflow_agent_provider.agents.identity import AttemptKey, StepKey
+from airflow_agent_provider.agents.prompt_names import is_prompt_file
+from airflow_agent_provider.hooks.artifacts import ArtifactStore, SwapConflict
+from airflow_agent_provider.hooks.repository import repository_access
+from airflow_agent_provider.operators.steps import Steps
+from airflow_agent_provider.prompts.contract import StepContract
+from airflow_agent_provider.prompts.render import Prompt, Renderer
+from airflow_agent_provider.workspace.repository import Repository, resolve_base
+from airflow_agent_provider.workspace.workspace import Upstream, Workspace
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_agent_provider.operators.agent import AgentOperator
+    from airflow_agent_provider.settings import Settings
+
+
+def redact(text: str) -> str:
+    """Return ``text`` without the secrets that Airflow knows: those of connections it read."""
+    return str(_redact(text))
+
+
+def redact_values(value: Any) -> Any:
+    """Return JSON values without the secrets that Airflow knows.
+
+    Airflow's own redaction of mappings also hides what merely stands under a name like ``token``,
+    and the output of a step may well have such names.
+    """
+    return json.loads(redact(json.dumps(value)))
+
+
+class StepInputs:
+    """What one step starts from.
+
+    :param operator: the step.
+    :param context: Airflow's context of the task.
+    :param step: which step of which run it is.
+    :param store: the artifact store.
+    :param settings: the provider's settings.
+    """
+
+    def __init__(
+        self,
+        operator: AgentOperator,
+        context: Context,
+        step: StepKey,
+        store: ArtifactStore,
+        settings: Settings,
+    ) -> None:
+        self._operator = operator
+        self._context = context
+        self._step = step
+        self._store = store
+        self._settings = settings
+
+    # --- the repository and the work so far ------------------------------------------------
+
+    @cached_property
+    def repository(self) -> Repository:
+        """The run's repository, with what git needs to reach it."""
+        operator = self._operator
+        return repository_access(operator.repository, operator.ref, operator.repository_conn_id)
+
+    @cached_property
+    def base(self) -> str:
+        """The commit that the run starts from: the first step to ask decides for all."""
+        identity = json.dumps([self.repository.url, self.repository.ref])
+        key = f"{self._step.run_prefix}/base-{sha256(identity.encode()).hexdigest()[:12]}.json"
+        found = self._store.read(key)
+        if found is None:
+            commit = resolve_base(self.repository, self.mirrors)
+            content = {"url": self.repository.url, "ref": self.repository.ref, "commit": commit}
+            try:
+                self._store.swap(key, json.dumps(content).encode(), None)
+            except SwapConflict:
+                found = self._store.read(key)
+            else:
+                return commit
+        if found is None:
+            raise InvalidDefinition(f"{self._store.uri(key)} vanished while it was read")
+        return str(json.loads(found[0])["commit"])
+
+    @property
+    def mirrors(self) -> Path:
+        """The folder of the worker's copies of repositories."""
+        return self._settings.workspaces / "mirrors"
+
+    def workspace(self, key: AttemptKey, scratch: Path, kept: Upstream | None) -> Workspace:
+        """Return the step's workspace, made anew.
+
+        :param key: the attempt.
+        :param scratch: a folder for bundles.
+        :param kept: the checkpoint to continue from, if any.
+        """
+        return Workspace.prepare(
+            root=self._settings.workspaces,
+            attempt=key,
+            repository=self.repository,
+            base=self.base,
+            upstreams=self._upstreams(scratch),
+            checkpoint=kept,
+        )
+
+    def _upstreams(self, scratch: Path) -> list[Upstream]:
+        found = []
+        for step_id in _nearest_agent_steps(self._operator):
+            result = self._pull(step_id)
+            # A skipped step left nothing; one that works on another repository is no base of ours.
+            if not isinstance(result, Mapping) or result.get("base") != self.base:
+                continue
+            uri = result.get("artifacts", {}).get("step.bundle")
+            bundle = self.fetch(uri, scratch / f"{step_id}.bundle")
+            found.append(Upstream(step_id, str(result["commit"]), bundle))
+        return found
+
+    def fetch(self, uri: str | None, to: Path) -> Path | None:
+        """Write the artifact at ``uri`` to the file ``to``; None stays None."""
+        if uri is None:
+            return None
+        self._store.fetch(self._store.key(uri), to)
+        return to
+
+    # --- the prompt ------------------------------------------------------------------------
+
+    def prompt(self, workspace: Workspace, *, hosted: bool) -> Prompt:
+        """Return the step's resolved prompt.
+
+        :param workspace: the workspace, whose files the template may read.
+        :param hosted: whether the agent works at its vendor.
+        """
+        operator = self._operator
+        name = operator.prompt
+        texts: dict[str, tuple[str, str | None]] = {}
+        if name.startswith("s3://"):
+            from airflow_agent_provider.hooks.prompt_text import read_s3_text
+
+            texts[name] = read_s3_text(name, self._settings.aws_conn_id)
+        elif not is_prompt_file(name):
+            texts[self._inline_name] = (name, None)
+            name = self._inline_name
+        names = self._names(workspace)
+        values = self._renderer(names, {}).value(operator.prompt_context, "context")
+        operator.prompt_context = values
+        prompt = self._renderer({**names, "context": values}, texts).prompt(name)
+        if not operator.prompt_contract:
+            return prompt
+        contract = StepContract(
+            self._step, Access(operator.access), operator.output_path, self.output_schema(), hosted
+        )
+        return Prompt(f"{prompt.text}\n{contract.text()}", prompt.sources)
+
+    @property
+    def _inline_name(self) -> str:
+        return f"the prompt of step {self._step.step_id}"
+
+    def output_schema(self) -> Mapping[str, Any] | None:
+        """Return the JSON schema of the step's output, if it has one."""
+        schema = self._operator.output_schema
+        if not isinstance(schema, str):
+            return schema
+        for folder in self._folders:
+            file = Path(folder) / schema
+            if file.is_file():
+                try:
+                    loaded: Mapping[str, Any] = json.loads(file.read_text())
+                except ValueError as error:
+                    raise InvalidDefinition(f"{file}: the schema is not JSON: {error}") from error
+                return loaded
+        raise InvalidDefinition(f"there is no schema {schema!r} in {', '.join(self._folders)}")
+
+    @property
+    def _folders(self) -> list[str]:
+        return list(self._operator.prompt_folders) or [str(self._operator.dag.folder)]
+
+    def _renderer(
+        self, names: Mapping[str, Any], texts: dict[str, tuple[str, str | None]]
+    ) -> Renderer:
+        dag = self._operator.dag
+        folders = [*self._folders, str(dag.folder), *_searchpath(dag.template_searchpath)]
+        # The sandboxed environment in any case: a native one would turn a prompt into a value.
+        environment = dag.get_template_env(force_sandboxed=True)
+        airflow = dict(self._context)
+        return Renderer(environment, list(dict.fromkeys(folders)), names, airflow, texts)
+
+    def _names(self, workspace: Workspace) -> dict[str, Any]:
+        step = self._step
+        return {
+            "params": self._context["params"],
+            "steps": self._steps(),
+            "run": {
+                "id": step.run_id,
+                "base": workspace.base,
+                "start": workspace.start,
+                "branch": step.run_branch,
+            },
+            "workflow": {"name": step.dag_id, "step": step.step_id},
+            "file": lambda path: workspace.read_output(path).decode(errors="replace"),
+        }
+
+    def _steps(self) -> Steps:
+        upstream = self._operator.get_flat_relative_ids(upstream=True)
+        return Steps(set(upstream), self._pull, self._state, self._store)
+
+    def _pull(self, step_id: str) -> Any:
+        return self._context["ti"].xcom_pull(task_ids=step_id)
+
+    def _state(self, step_id: str) -> str:
+        step = self._step
+        states = self._context["ti"].get_task_states(
+            dag_id=step.dag_id, task_ids=[step_id], run_ids=[step.run_id]
+        )
+        return str(states.get(step.run_id, {}).get(step_id) or "not run")
+
+
+def _searchpath(value: Any) -> list[str]:
+    if not value:
+        return []
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _nearest_agent_steps(operator: AgentOperator) -> list[str]:
+    """Return the ids of the agent steps that come right before ``operator``.
+
+    Tasks of other kinds in between are looked through: a hand-written DAG may have any.
+    """
+    from airflow_agent_provider.operators.agent import AgentOperator
+
+    found: list[str] = []
+    waiting = sorted(operator.upstream_task_ids)
+    seen: set[str] = set()
+    while waiting:
+        task_id = waiting.pop(0)
+        if task_id in seen:
+            continue
+        seen.add(task_id)
+        task = operator.dag.get_task(task_id)
+        if isinstance(task, AgentOperator):
+            found.append(task_id)
+        else:
+            waiting += sorted(task.upstream_task_ids)
+    return found

@@ -1,0 +1,147 @@
+"""Template and context make the prompt.
+
+Jinja is Airflow's own environment, made strict: an undefined name is an error that says where, and
+which names there are. Text that earlier steps wrote goes in as data; nothing is rendered twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import StrictUndefined, TemplateError, TemplateNotFound, TemplateSyntaxError
+from jinja2.exceptions import UndefinedError
+
+from airflow_agent_provider.agents.failures import AgentFailure, InvalidDefinition
+from airflow_agent_provider.prompts.sources import PromptLoader, PromptSource
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_MOST_NAMES = 40
+
+
+class PromptError(InvalidDefinition):
+    """A prompt cannot be made; the reason names the template and the line."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A resolved prompt.
+
+    :param text: what the agent gets.
+    :param sources: what it was made of.
+    """
+
+    text: str
+    sources: tuple[PromptSource, ...] = ()
+
+    @property
+    def sha256(self) -> str:
+        """Hexadecimal digest of the text."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+class _Undefined(StrictUndefined):
+    """Says which names there are: of the object that was asked, or in the template's context."""
+
+    @property
+    def _undefined_message(self) -> str:
+        message = super()._undefined_message
+        owner = self._undefined_obj
+        # An accessor such as `steps` knows its own names.
+        names = getattr(owner, "prompt_names", None)
+        if names is None and isinstance(owner, Mapping):
+            names = list(owner)
+        if not names:
+            return message
+        listed = ", ".join(sorted(map(str, names))[:_MOST_NAMES])
+        return f"{message}; there are: {listed}"
+
+
+class Renderer:
+    """Renders the templates of one step.
+
+    :param environment: Airflow's template environment of the DAG; it is not changed.
+    :param folders: where template names are looked up, in this order.
+    :param names: the names that templates may use, beside Airflow's own.
+    :param airflow: Airflow's own names.
+    :param texts: templates that are not files, by name, each with the version that was read.
+    """
+
+    def __init__(
+        self,
+        environment: Environment,
+        folders: Sequence[str],
+        names: Mapping[str, Any],
+        airflow: Mapping[str, Any] | None = None,
+        texts: dict[str, tuple[str, str | None]] | None = None,
+    ) -> None:
+        self._loader = PromptLoader(folders, texts)
+        self._environment = environment.overlay(undefined=_Undefined, keep_trailing_newline=False)
+        self._environment.loader = self._loader
+        # An overlay shares its parent's cache, in which other folders' templates may stand.
+        self._environment.cache = None
+        self._names = dict(names)
+        self._all = {**(airflow or {}), **names}
+
+    def prompt(self, name: str) -> Prompt:
+        """Render the template ``name``.
+
+        :raises PromptError: if it is missing, not valid, or names what there is not.
+        """
+        text = self._render(name, lambda: self._environment.get_template(name))
+        if not text.strip():
+            raise PromptError(f"{name}: the prompt is empty")
+        return Prompt(text.rstrip() + "\n", tuple(self._loader.sources.values()))
+
+    def value(self, value: Any, where: str) -> Any:
+        """Render every text in ``value``, which may be nested; other values stay as they are.
+
+        :param where: names the value in errors.
+        """
+        if isinstance(value, str):
+            return self._render(where, lambda: self._environment.from_string(value))
+        if isinstance(value, Mapping):
+            return {key: self.value(item, f"{where}.{key}") for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.value(item, f"{where}[{n}]") for n, item in enumerate(value)]
+        return value
+
+    def _render(self, name: str, load: Any) -> str:
+        try:
+            return str(load().render(self._all))
+        except AgentFailure:
+            raise
+        except TemplateSyntaxError as error:
+            raise PromptError(f"{error.name or name}:{error.lineno}: {error.message}") from error
+        except TemplateNotFound as error:
+            raise PromptError(f"{name}: {error.message}") from error
+        except UndefinedError as error:
+            raise PromptError(
+                f"{_place(error, name)}: {error.message}{self._hint(error)}"
+            ) from error
+        except TemplateError as error:
+            raise PromptError(f"{_place(error, name)}: {error.message}") from error
+        except Exception as error:  # whatever an expression of the template raised
+            reason = f"{type(error).__name__}: {error}"
+            raise PromptError(f"{_place(error, name)}: {reason}") from error
+
+    def _hint(self, error: UndefinedError) -> str:
+        if "there are: " in str(error.message) or "is undefined" not in str(error.message):
+            return ""
+        return f"; there are: {', '.join(sorted(self._names))}, and Airflow's own names"
+
+
+def _place(error: BaseException, name: str) -> str:
+    """Return ``template:line`` of the template's innermost line in the error's traceback."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename == "<template>" or frame.name.startswith(
+            ("top-level template", "block ")
+        ):
+            shown = name if frame.filename == "<template>" else frame.filename
+            return f"{shown}:{frame.lineno}"
+    return name

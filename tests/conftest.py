@@ -1,0 +1,45 @@
+"""What every test gets: an Airflow home of its own, and no settings or keys of the user's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_FOREIGN = ("AIRFLOW__", "AIRFLOW_CONN_", "AIRFLOW_VAR_", "AWS_", "OPENAI_", "CODEX_", "CURSOR_")
+
+# Airflow reads its settings when it is first imported, which is when tests are collected.
+for _name in [name for name in os.environ if name.startswith(_FOREIGN)]:
+    del os.environ[_name]
+_HOME = tempfile.mkdtemp(prefix="airflow-home-")
+os.environ["AIRFLOW_HOME"] = _HOME
+os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
+os.environ["AIRFLOW__CORE__DAGS_FOLDER"] = str(Path(_HOME) / "dags")
+os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
+
+from infra.local.aws import Aws, start_ministack  # noqa: E402
+from infra.local.processes import Processes  # noqa: E402
+
+
+def pytest_unconfigure() -> None:
+    """Remove the Airflow home."""
+    shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def airflow_db() -> None:
+    """Make the tables of Airflow's database, for tests that run tasks in this process."""
+    from airflow.utils.db import initdb
+
+    initdb()
+
+
+@pytest.fixture(scope="session")
+def ministack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aws]:
+    """Return an account at a running stand-in for S3 and DynamoDB."""
+    with Processes(tmp_path_factory.mktemp("ministack")) as processes:
+        yield start_ministack(processes)
