@@ -96,13 +96,12 @@ def test_the_sandbox_has_one_folder_a_private_tmp_and_no_network(rig: CodexRig) 
         {
             "run": "for folder in . $TMPDIR /tmp /var/tmp $HOME $HOME/codex ..; do"
             " touch $folder/probe 2>/dev/null && echo $folder; done > writable.txt; "
-            "python3 -c \"import os, socket; socket.create_connection(('127.0.0.1', "
-            "int(os.environ['PORT'])), 3)\" && touch connected; true"
+            "python3 -c \"import socket; socket.create_connection(('127.0.0.1', "
+            "int(open('port.txt').read())), 3)\" && touch connected; true"
         },
         {"say": "Done."},
     )
-    port = server.url.rpartition(":")[2]
-    rig.patch.setenv("PORT", port)
+    (rig.workspace / "port.txt").write_text(server.url.rpartition(":")[2])
     assert rig.attempt().done.message == "Done."
     writable = (rig.workspace / "writable.txt").read_text().split()
     assert writable == [".", str(rig.home / "tmp")]
