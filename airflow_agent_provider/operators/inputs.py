@@ -118,7 +118,7 @@ class StepInputs:
             # A skipped step left nothing; one that works on another repository is no base of ours.
             if not isinstance(result, Mapping) or result.get("base") != self.base:
                 continue
-            uri = result.get("artifacts", {}).get("step.bundle")
+            uri = result.get("artifacts", {}).get("checkpoint.bundle")
             bundle = self.fetch(uri, scratch / f"{step_id}.bundle")
             found.append(Upstream(step_id, str(result["commit"]), bundle))
         return found

@@ -48,7 +48,7 @@ class Bench:
         self.server.start()
         connection = {
             "conn_type": "codex",
-            "host": f"{self.server.url}/v1",
+            "host": self.server.url,
             "password": "sk-rehearsal-3f9d2c71a8",
             "extra": {"model": "gpt-5.5"},
         }
@@ -245,7 +245,8 @@ def test_the_work_of_a_failed_attempt_is_kept(bench: Bench) -> None:
     outcome = bench.outcomes()["work"]
     assert outcome["commit"]
     bundle = bench.folder / "kept.bundle"
-    bench.store.fetch(bench.store.key(outcome["artifacts"]["checkpoint.bundle"]), bundle)
+    kept = [uri for name, uri in outcome["artifacts"].items() if name.endswith(".bundle")]
+    bench.store.fetch(bench.store.key(kept[-1]), bundle)
     heads = git(bench.folder, "bundle", "list-heads", str(bundle))
     assert outcome["commit"] in heads
 
