@@ -39,6 +39,7 @@ from airflow_agent_provider.workspace.repository import (
     Repository,
     commit_tree,
     empty_root,
+    is_ref,
 )
 from airflow_agent_provider.workspace.stage import Stage
 
@@ -334,7 +335,7 @@ class Workspace:
         ref = f"refs/heads/{branch}"
         here = "refs/agents/fetched"
         with self.repository.remote(self._git) as git:
-            if git.complete("check-ref-format", ref, accept=(0, 1)).returncode:
+            if not is_ref(git, ref):
                 raise AgentFailed(f"{branch!r} is no name of a branch")
             try:
                 git.run(
