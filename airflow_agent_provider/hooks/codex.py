@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import subprocess
 import uuid
 from collections.abc import Generator, Iterator, Mapping
@@ -59,6 +60,10 @@ _START_SECONDS = 30.0
 _CLOSE_SECONDS = 5.0
 #: Seconds that the connection's test waits for the vendor.
 _TEST_SECONDS = 10.0
+#: The project's instructions for agents: the first that exists, as Codex itself would choose.
+_INSTRUCTIONS = ("AGENTS.override.md", "AGENTS.md")
+#: Bytes of them that Codex reads.
+_INSTRUCTIONS_SIZE = 32 * 1024
 #: Folders that Codex's sandbox leaves behind, empty, in the workspace.
 _LEFTOVERS = (".codex", ".aws", ".agents")
 
@@ -206,7 +211,7 @@ class CodexSession(AgentSession):
         self._options = options
         self._home = task.home / "codex"
         self._mark = uuid.uuid4().hex
-        self._there_before = {name for name in _LEFTOVERS if (task.workspace / name).exists()}
+        self._model = task.model or vendor.model
         self._codex: Codex | None = None
         self._thread: Thread | None = None
         self._handle: TurnHandle | None = None
@@ -289,9 +294,9 @@ class CodexSession(AgentSession):
                 within(_CLOSE_SECONDS, codex.close, "closing Codex")
         end_marked(self._mark, _CLOSE_SECONDS)
         for name in _LEFTOVERS:
-            if name not in self._there_before:
-                with contextlib.suppress(OSError):
-                    (self._task.workspace / name).rmdir()
+            # Not there, or not empty: then it is the project's own.
+            with contextlib.suppress(OSError):
+                (self._task.workspace / name).rmdir()
 
     def _make_home(self) -> None:
         for folder in (self._task.home, self._home, self._task.home / "tmp"):
@@ -301,6 +306,8 @@ class CodexSession(AgentSession):
         # run outside the sandbox and see the key.
         trust = f'[projects.{_toml(str(self._task.workspace))}]\ntrust_level = "untrusted"\n'
         (self._home / "config.toml").write_text(trust)
+        # Of a project without trust Codex leaves out the instructions too, which are wanted.
+        (self._home / "AGENTS.md").write_bytes(_project_instructions(self._task.workspace))
 
     def _environment(self) -> dict[str, str]:
         return {
@@ -337,9 +344,14 @@ class CodexSession(AgentSession):
         yield f'{provider}.wire_api="responses"'
         yield f"{provider}.request_max_retries={self._options.retries}"
         yield f"{provider}.stream_max_retries={self._options.retries}"
-        # Without these two, Codex looks up services of its own when it starts.
+        # Else a refused connection is tried again for ever, whatever the retries above say.
+        yield "features.unbounded_connection_retries=false"
+        # These two look up services of the vendor's, apart from the model.
         yield "features.plugins=false"
         yield "analytics.enabled=false"
+        # Codex counts its sub-agents' tokens in none of the figures that it reports.
+        yield "agents.enabled=false"
+        yield "features.hooks=false"
         # Searching the web is a way out for data, and a way in for instructions.
         yield 'web_search="disabled"'
         if self._options.effort:
@@ -351,14 +363,14 @@ class CodexSession(AgentSession):
         # Other steps of the worker use it too; this session has a TMPDIR of its own.
         yield "sandbox_workspace_write.exclude_slash_tmp=true"
 
-    @property
-    def _model(self) -> str | None:
-        return self._task.model or self._vendor.model
-
     def _open_thread(self) -> Thread:
         from openai_codex import ApprovalMode, Sandbox
 
         assert self._codex is not None
+        if self._model is None:
+            # A resumed session would keep the model that it had; and the result names it.
+            models = self._codex.models().data
+            self._model = next((model.model for model in models if model.is_default), None)
         if self._options.sandbox == "off":
             sandbox = Sandbox.full_access
         elif self._task.access is Access.READ_ONLY:
@@ -516,6 +528,20 @@ def _sdk_failure(error: Exception, doing: str) -> AgentFailure:
 
 def _rollouts(home: Path, thread_id: str) -> list[Path]:
     return sorted((home / "sessions").rglob(f"rollout-*{thread_id}.jsonl"))
+
+
+def _project_instructions(workspace: Path) -> bytes:
+    for name in _INSTRUCTIONS:
+        # An agent may have put a link or a pipe there.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+        with contextlib.suppress(OSError):
+            descriptor = os.open(workspace / name, flags)
+            try:
+                if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    return os.read(descriptor, _INSTRUCTIONS_SIZE)
+            finally:
+                os.close(descriptor)
+    return b""
 
 
 def _structured(message: str) -> Any:

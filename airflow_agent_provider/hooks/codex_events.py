@@ -48,7 +48,7 @@ _COMMAND_KINDS = {
 
 _WAIT = re.compile(r"try again in (?P<number>\d+(?:\.\d+)?)\s*(?P<unit>ms|s|m|h)\b", re.IGNORECASE)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_HTTP_STATUS = re.compile(r"\bstatus (?P<status>[45]\d\d)\b")
+_HTTP_STATUS = re.compile(r"\bstatus:? (?P<status>[45]\d\d)\b")
 
 
 class TurnReader:
@@ -150,7 +150,7 @@ def trouble(notification: Any) -> AgentFailure | None:
     # What Codex itself holds for passing must not end the step for good.
     if failure.retryable and not isinstance(failure, AgentFailed):
         return failure
-    return Unavailable("OpenAI cannot be reached", raw=failure.raw)
+    return Unavailable("the model's API cannot be reached", raw=failure.raw)
 
 
 def _value(member: Any) -> str:
@@ -243,7 +243,7 @@ def classify(error: Any) -> AgentFailure:
     if status is not None:
         return _by_status(status, raw)
     for words, make in _BY_WORDS:
-        if words in raw:
+        if words in raw.lower():
             return make(raw)
     return AgentFailed("Codex failed", raw=raw)
 
@@ -270,24 +270,24 @@ def _by_status(status: int, raw: str) -> AgentFailure:
     if status == 429:
         return _rate_limited(raw)
     if status in (408, 409) or status >= 500:
-        return Unavailable(f"OpenAI answered with HTTP status {status}", raw=raw)
-    return AgentFailed(f"OpenAI refused the request with HTTP status {status}", raw=raw)
+        return Unavailable(f"the model's API answered with HTTP status {status}", raw=raw)
+    return AgentFailed(f"the model's API refused the request with HTTP status {status}", raw=raw)
 
 
 def _unauthorized(raw: str) -> AgentFailure:
     return AuthenticationFailed(
-        "OpenAI refused the API key; correct the password of the Codex connection", raw=raw
+        "the model's API refused the key; correct the password of the Codex connection", raw=raw
     )
 
 
 def _rate_limited(raw: str) -> AgentFailure:
     wait = _WAIT.search(raw)
     seconds = float(wait["number"]) * _SECONDS[wait["unit"].lower()] if wait else None
-    return RateLimited("OpenAI's rate limit is reached", raw=raw, retry_after=seconds)
+    return RateLimited("the rate limit of the model's API is reached", raw=raw, retry_after=seconds)
 
 
 def _quota(raw: str) -> AgentFailure:
-    return QuotaExhausted("the OpenAI account's quota is used up", raw=raw)
+    return QuotaExhausted("the quota of the vendor's account is used up", raw=raw)
 
 
 def _context(raw: str) -> AgentFailure:
@@ -295,18 +295,18 @@ def _context(raw: str) -> AgentFailure:
 
 
 def _unavailable(raw: str) -> AgentFailure:
-    return Unavailable("OpenAI cannot serve the request now", raw=raw)
+    return Unavailable("the model's API cannot serve the request now", raw=raw)
 
 
 def _policy(raw: str) -> AgentFailure:
-    return PolicyViolation("OpenAI refused the task by its usage policy", raw=raw)
+    return PolicyViolation("the vendor refused the task by its usage policy", raw=raw)
 
 
 def _bad_request(raw: str) -> AgentFailure:
     # A context overflow can come as a plain HTTP 400 with the code in its body.
     if _json_code(raw) == "context_length_exceeded":
         return _context(raw)
-    return AgentFailed("OpenAI refused the request", raw=raw)
+    return AgentFailed("the model's API refused the request", raw=raw)
 
 
 def _json_code(raw: str) -> str:
@@ -328,16 +328,15 @@ _BY_CODE: dict[str, Callable[[str], AgentFailure]] = {
     "serverOverloaded": _unavailable,
     "flexUnavailable": _unavailable,
     "internalServerError": _unavailable,
-    "responseStreamDisconnected": _unavailable,
     "cyberPolicy": _policy,
     "misalignmentPolicyViolation": _policy,
     "badRequest": _bad_request,
 }
 
-#: For the kind ``other``, which has no more than words.
+#: For kinds that say no more than words, in small letters.
 _BY_WORDS: tuple[tuple[str, Callable[[str], AgentFailure]], ...] = (
     ("context_length_exceeded", _bad_request),
+    ("rate limit", _rate_limited),
     ("stream disconnected", _unavailable),
-    ("error sending request", _unavailable),
-    ("Missing environment variable", _unauthorized),
+    ("connection failed", _unavailable),
 )

@@ -26,8 +26,10 @@ _FOLDER = re.compile(r"<cwd>(?P<path>[^<]+)</cwd>")
 _CALL_ID = re.compile(r"^call_(?P<position>\d+)_\d+$")
 _RUNNING_COMMAND = re.compile(r"Process running with session ID (?P<id>\d+)")
 _RUNNING_SCRIPT = re.compile(r"Script running with cell ID (?P<id>\S+)")
-#: What Codex reports of a call that did not run to its end.
-_LOST = re.compile(r"^aborted|^write_stdin failed: Unknown process|^exec cell \S+ not found")
+#: What Codex reports of a call that did not run to its end: such an action is done again.
+_LOST = re.compile(
+    r"(Wall time: [^\n]*\n)?aborted|write_stdin failed: Unknown process|exec cell \S+ not found"
+)
 
 
 @dataclass(frozen=True)
