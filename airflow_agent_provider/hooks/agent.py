@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.exceptions import AirflowNotFoundException
 from airflow.sdk import BaseHook
+from airflow.sdk.exceptions import AirflowNotFoundException
 
 from airflow_agent_provider.agents.contract import AgentCapabilities, AgentSession, AgentTask, Usage
 from airflow_agent_provider.agents.failures import AgentFailure, AuthenticationFailed

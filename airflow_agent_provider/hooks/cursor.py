@@ -189,22 +189,25 @@ class CursorHook(HostedAgentHook):
 
     def _account(self) -> _Account:
         if self._account_read is None:
-            self._account_read = self._read_account(self.connection())
+            connection = self.connection()
+            self._account_read = self._read_account(connection, connection.extra_dejson)
         return self._account_read
 
     async def _aaccount(self) -> _Account:
         if self._account_read is None:
-            self._account_read = self._read_account(await self.aconnection())
+            connection = await self.aconnection()
+            # Its blocking twin talks to the supervisor, which can deadlock inside a trigger.
+            extra = await connection.aextra_dejson()
+            self._account_read = self._read_account(connection, extra)
         return self._account_read
 
-    def _read_account(self, connection: Connection) -> _Account:
+    def _read_account(self, connection: Connection, extra: Mapping[str, Any]) -> _Account:
         key = (connection.password or "").strip()
         if not key:
             raise AuthenticationFailed(
                 f"the connection {self.conn_id!r} has no password; put Cursor's API key there "
                 f"(made at https://cursor.com/dashboard/integrations)"
             )
-        extra = connection.extra_dejson
         where = f"the extra poll_interval of the connection {self.conn_id!r}"
         return _Account(
             url=_base_url(connection, self.conn_id),
