@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -43,3 +44,11 @@ def ministack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aws]:
     """Return an account at a running stand-in for S3 and DynamoDB."""
     with Processes(tmp_path_factory.mktemp("ministack")) as processes:
         yield start_ministack(processes)
+
+
+@pytest.fixture
+def aws(ministack: Aws, monkeypatch: pytest.MonkeyPatch) -> Aws:
+    """Lead the connection ``aws_default`` to a fresh account of the stand-in; return it."""
+    account = Aws(ministack.endpoint, f"{random.randrange(10**11, 10**12)}")
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", account.connection())
+    return account
