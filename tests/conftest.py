@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -73,3 +74,11 @@ def cursor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Script], Curso
             return server
 
         yield start
+
+
+@pytest.fixture
+def aws(ministack: Aws, monkeypatch: pytest.MonkeyPatch) -> Aws:
+    """Lead the connection ``aws_default`` to a fresh account of the stand-in; return it."""
+    account = Aws(ministack.endpoint, f"{random.randrange(10**11, 10**12)}")
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", account.connection())
+    return account

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 
 from airflow_agent_provider.agents.contract import AgentCapabilities
 
+#: How the names of our operators begin in Airflow (``operator_name``), subclasses in hand-written
+#: DAGs included. By it, the scheduler, the API and the mirror know a step without its code.
+STEP_OPERATOR_NAME = "Agent step"
+
 
 @dataclass(frozen=True)
 class AgentSpec:

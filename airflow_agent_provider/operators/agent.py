@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.sdk import BaseOperator
 
 from airflow_agent_provider.agents.contract import Access
-from airflow_agent_provider.agents.registry import AGENTS
+from airflow_agent_provider.agents.registry import AGENTS, STEP_OPERATOR_NAME
 from airflow_agent_provider.operators.retry import FailureClassRetryPolicy
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ class AgentOperator(BaseOperator):
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"prompt": "md", "prompt_context": "json"}
     ui_color = "#e8e4f8"
+    #: What Airflow shows as the operator; the mirror knows steps by its beginning.
+    custom_operator_name: ClassVar[str] = STEP_OPERATOR_NAME
     #: Shows the resolved prompt in place of the template.
     overwrite_rtif_after_execution = True
 

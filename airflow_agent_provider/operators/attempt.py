@@ -12,7 +12,7 @@ import os
 import socket
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +30,7 @@ from airflow_agent_provider.agents.failures import (
     Interrupted,
     OutputInvalid,
     PolicyViolation,
+    Superseded,
     TimedOut,
     VerificationFailed,
     failure_to_dict,
@@ -38,7 +39,7 @@ from airflow_agent_provider.agents.identity import AttemptKey, StepKey
 from airflow_agent_provider.agents.outcome import Outcome, check_schema, parse_output
 from airflow_agent_provider.hooks.agent import AgentHook, get_agent_hook
 from airflow_agent_provider.hooks.artifacts import open_store
-from airflow_agent_provider.hooks.lease import Lease, Superseded
+from airflow_agent_provider.hooks.lease import Lease
 from airflow_agent_provider.operators.inputs import StepInputs, redact, redact_values
 from airflow_agent_provider.operators.steps import inline_or_reference
 from airflow_agent_provider.settings import load_settings
@@ -133,15 +134,12 @@ class Attempt(ABC):
                 return self.finish(work)
             except TaskDeferred:
                 raise
-            except AgentFailure as failure:
-                self.fail(failure)
-                raise
             except BaseException as error:
                 failure = _classified(error)
                 self.fail(failure)
-                if isinstance(error, Exception):
-                    raise failure from error
-                raise
+                if failure is error or not isinstance(error, Exception):
+                    raise
+                raise failure from error
             finally:
                 self._release()
 
@@ -176,8 +174,8 @@ class Attempt(ABC):
         :raises AgentFailure: if the judgement is that the step failed.
         """
         answer = work.result
-        output = redact_values(self._judge(answer))
         commit = self.workspace.commit_step(self._subject(), self.trailers())
+        output = redact_values(self._judge(answer, commit))
         finished = Finished(
             message=answer.message, structured=answer.structured, model=answer.model
         )
@@ -197,7 +195,7 @@ class Attempt(ABC):
         self.log.error("%s", failure)
         if isinstance(failure, Superseded):
             return
-        steps = (
+        steps: tuple[Callable[[], object], ...] = (
             lambda: self._keep_work(failure),
             lambda: self._write_outcome("failed", failure=failure),
             lambda: self.context["ti"].xcom_push(
@@ -211,9 +209,9 @@ class Attempt(ABC):
                 # The failure that ended the attempt is the one to tell; this one is beside it.
                 self.log.warning("The failed attempt could not be recorded in full: %s", error)
 
-    def on_lost(self, reason: str) -> None:
+    def on_lost(self, lost: Interrupted) -> None:
         """End the agent: the step belongs to a newer attempt, or the supervisor is gone."""
-        self.log.error("This attempt ends itself: %s", reason)
+        self.log.error("This attempt ends itself: %s", lost.reason)
 
     # --- what it starts from ---------------------------------------------------------------
 
@@ -420,8 +418,8 @@ class Attempt(ABC):
 
     # --- what it leaves --------------------------------------------------------------------
 
-    def _judge(self, result: AgentResult) -> Any:
-        changed = self.workspace.changed_paths()
+    def _judge(self, result: AgentResult, commit: str) -> Any:
+        changed = self.workspace.changed_paths(commit)
         if self.operator.access == Access.READ_ONLY.value and changed:
             raise PolicyViolation(
                 f"the step is read-only, but the agent changed {', '.join(changed[:10])}"

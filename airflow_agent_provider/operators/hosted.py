@@ -35,9 +35,11 @@ class HostedAttempt(Attempt):
         """
         run = self._submit()
         if not run.ended:
+            hook = self._hook()
+            poll = hook.poll_interval(self.operator.options)
             if self.operator.deferrable:
-                self._defer(run)
-            run = wait_for_run(self._hook(), run.agent_id, run.run_id, self.limits)
+                self._defer(run, poll)
+            run = wait_for_run(hook, run.agent_id, run.run_id, self.limits, poll)
         return self._take_over(run)
 
     def resume(self, event: dict[str, Any], started: str) -> dict[str, Any]:
@@ -112,7 +114,7 @@ class HostedAttempt(Attempt):
         self.workspace.push(start, own, replaces=replaced)
         return own
 
-    def _defer(self, run: HostedRun) -> None:
+    def _defer(self, run: HostedRun, poll: float) -> None:
         timeout = self.limits.remaining
         self.lease.release()
         self.operator.defer(
@@ -123,6 +125,7 @@ class HostedAttempt(Attempt):
                 run_id=run.run_id,
                 timeout_at=time.time() + timeout,
                 stall=self.limits.stall,
+                poll=poll,
             ),
             method_name="resume",
             kwargs={"started": self.started.isoformat()},

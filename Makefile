@@ -1,0 +1,47 @@
+# Everything lives in the project's folder: .venv (the project), .ministack (the AWS stand-in, whose
+# dependencies would not agree with Airflow's) and .demo (what the last demo wrote).
+
+# The demo's repository (path or URL) and the script of its models; empty takes the project's own.
+REPOSITORY ?=
+REHEARSAL ?=
+# More arguments for pytest, as in: make test ARGS="tests/agents -x"
+ARGS ?=
+# How many tests run at once.
+WORKERS ?= 2
+
+export REPOSITORY REHEARSAL
+
+.PHONY: demo up test lint format bench setup clean
+
+demo: setup
+	@.venv/bin/python -m infra.local.demo --repository "$$REPOSITORY" --rehearsal "$$REHEARSAL"
+
+up: setup
+	@.venv/bin/python -m infra.local.demo --stay --repository "$$REPOSITORY" --rehearsal "$$REHEARSAL"
+
+test: setup
+	.venv/bin/python -m pytest -n $(WORKERS) $(ARGS)
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+format: setup
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+bench: setup
+	.venv/bin/python -m benchmarks
+
+setup: .venv/installed .ministack/installed
+
+.venv/installed: pyproject.toml infra/setup.sh
+	infra/setup.sh .venv --editable '.[dev]'
+
+.ministack/installed: infra/setup.sh
+	infra/setup.sh .ministack 'ministack==1.5.33'
+
+clean:
+	rm -rf .venv .ministack .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

@@ -1,0 +1,60 @@
+#!/bin/sh
+# Make a virtual environment, and install into it what the rest of the command line names.
+#
+#     infra/setup.sh FOLDER [pip's arguments...]
+#
+# PYTHON names the interpreter; without it, the first one that is recent enough.
+set -eu
+
+folder=$1
+shift
+
+fail() {
+    echo "setup: $1" >&2
+    exit 1
+}
+
+recent() {
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+}
+
+find_python() {
+    for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+        if recent "$candidate"; then
+            echo "$candidate"
+            return
+        fi
+    done
+    fail "Python 3.11 or newer is needed; name one with PYTHON=..."
+}
+
+# Git is the one program that no Python package brings along.
+install_git() {
+    command -v git >/dev/null && return
+    command -v apt-get >/dev/null || fail "git is needed; install it"
+    if [ "$(id -u)" = 0 ]; then
+        sudo=
+    elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
+        sudo=sudo
+    else
+        fail "git is needed, and this user cannot install it; run: apt-get install git"
+    fi
+    $sudo apt-get update -qq
+    $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends git
+}
+
+install_git
+python=$(find_python)
+rm -f "$folder/installed"
+"$python" -m venv "$folder" ||
+    fail "$python cannot make a virtual environment; on Debian: apt-get install python3-venv"
+
+# uv takes seconds where pip takes minutes; pip knows more ways to be configured.
+if "$folder/bin/python" -m pip install --quiet --disable-pip-version-check uv &&
+    "$folder/bin/uv" pip install --python "$folder/bin/python" "$@"; then
+    :
+else
+    echo "setup: uv did not get there; pip is tried instead" >&2
+    "$folder/bin/python" -m pip install --disable-pip-version-check "$@"
+fi
+touch "$folder/installed"

@@ -1,0 +1,261 @@
+"""Agent steps through real Airflow, with the real Codex program against a scripted model.
+
+``dag.test()`` runs the tasks in this process; everything else is what production runs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from airflow_agent_provider.hooks.artifacts import ArtifactStore, open_store
+from airflow_agent_provider.rehearsal.model_server import ModelServer
+from airflow_agent_provider.rehearsal.script import Script
+from tests.e2e.live import git, make_repository
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("airflow_db")]
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@dataclass
+class Bench:
+    """Where a test runs its DAGs.
+
+    :param folder: what it may write.
+    :param store: the artifacts.
+    :param dags: Airflow's DAG folder, emptied after the test.
+    """
+
+    folder: Path
+    store: ArtifactStore
+    dags: Path
+    monkeypatch: pytest.MonkeyPatch
+    server: ModelServer | None = None
+
+    def rehearse(self, steps: str) -> None:
+        """Let the scripted model play ``steps``, YAML."""
+        self.server = ModelServer(Script.model_validate({"steps": yaml.safe_load(steps)}))
+        self.server.start()
+        connection = {
+            "conn_type": "codex",
+            "host": self.server.url,
+            "password": "sk-rehearsal-3f9d2c71a8",
+            "extra": {"model": "gpt-5.5"},
+        }
+        self.monkeypatch.setenv("AIRFLOW_CONN_CODEX_DEFAULT", json.dumps(connection))
+
+    def repository(self, files: dict[str, str]) -> Path:
+        """Return a new bare repository with one commit on ``main``."""
+        bare = self.folder / "remote.git"
+        make_repository(bare, files)
+        return bare
+
+    def outcomes(self) -> dict[str, dict[str, Any]]:
+        """Return the outcome of the last attempt of each step."""
+        found = {}
+        for key in self.store.keys(""):
+            if key.endswith("/outcome.json"):
+                outcome = json.loads(self.store.get(key))
+                found[outcome["step"]] = outcome
+        return found
+
+    def artifact(self, uri: str) -> str:
+        """Return the text of an artifact."""
+        return self.store.get(self.store.key(uri)).decode()
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    url = (tmp_path / "artifacts").as_uri()
+    monkeypatch.setenv("AIRFLOW__AGENTS__ARTIFACTS", url)
+    monkeypatch.setenv("AIRFLOW__AGENTS__WORKSPACES", str(tmp_path / "workspaces"))
+    monkeypatch.setenv("AIRFLOW__AGENTS__PUSH", "always")
+    dags = Path(os.environ["AIRFLOW_HOME"]) / "dags"
+    dags.mkdir(exist_ok=True)
+    found = Bench(tmp_path, open_store(url), dags, monkeypatch)
+    yield found
+    shutil.rmtree(found.dags)
+    if found.server is not None:
+        found.server.stop()
+
+
+def load(bench: Bench, file: Path) -> Any:
+    """Return the ``dag`` of a DAG file, from Airflow's DAG folder: elsewhere it is not known."""
+    copy = bench.dags / file.name
+    shutil.copyfile(file, copy)
+    spec = importlib.util.spec_from_file_location(f"test_dag_{file.stem}", copy)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.dag
+
+
+def one_step(bench: Bench, **arguments: Any) -> Any:
+    """Return a DAG of one Codex step without retries."""
+    name = f"one-{os.urandom(4).hex()}"
+    file = bench.folder / f"{name}.py"
+    file.write_text(
+        "from airflow.sdk import DAG\n"
+        "from airflow_agent_provider.operators.codex import CodexAgentOperator\n"
+        f"with DAG({name!r}, schedule=None) as dag:\n"
+        "    CodexAgentOperator(task_id='work', retries=0, "
+        f"**{ {'prompt': 'Do the work.', **arguments}!r})\n"
+    )
+    return load(bench, file)
+
+
+def test_the_hand_written_example_runs(bench: Bench) -> None:
+    bench.rehearse("""
+      write:
+        - run: git log --oneline
+        - write: {path: CHANGELOG.md, content: "# New\\n\\n- a start\\n"}
+        - say: Written.
+      check:
+        - run: cat CHANGELOG.md
+        - say: {correct: true, doubts: []}
+    """)
+    remote = bench.repository({"README.md": "# Project\n"})
+    run = load(bench, EXAMPLES / "changelog.py").test(
+        run_conf={"repository": str(remote), "audience": "developers"}
+    )
+    assert run.state == "success"
+    outcomes = bench.outcomes()
+    assert {step: outcome["state"] for step, outcome in outcomes.items()} == {
+        "write": "success",
+        "check": "success",
+    }
+    written = outcomes["write"]
+    assert "the sections New, Mended, Internals" in bench.artifact(
+        written["artifacts"]["prompt.md"]
+    )
+    assert bench.artifact(written["artifacts"]["output/CHANGELOG.md"]) == "# New\n\n- a start\n"
+    assert "+- a start" in bench.artifact(written["artifacts"]["changes.patch"])
+    assert written["usage"]["total_tokens"] > 0
+    assert written["cost"] is None
+    checked = outcomes["check"]
+    assert "- a start" in bench.artifact(checked["artifacts"]["prompt.md"])
+    assert json.loads(bench.artifact(checked["artifacts"]["output/message.md"])) == {
+        "correct": True,
+        "doubts": [],
+    }
+    branch = written["branch"]
+    subjects = git(remote, "log", "--format=%s", branch).split("\n")
+    assert subjects[:3] == ["check: changelog", "write: changelog", "Start"]
+    assert git(remote, "show", f"{branch}:CHANGELOG.md") == "# New\n\n- a start\n"
+    trailers = git(remote, "log", "-1", "--format=%(trailers:only,unfold)", f"{branch}~1")
+    assert f"Agents-Session: {written['session']}" in trailers
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "failure_class", "reason"),
+    [
+        ("work: [{say: Done.}]", {"output_path": "plan.md"}, "OutputInvalid", "plan.md"),
+        (
+            'work: [{write: {path: plan.md, content: " "}}]',
+            {"output_path": "plan.md"},
+            "OutputInvalid",
+            "the output plan.md is empty",
+        ),
+        (
+            "work: [{run: ln -s /etc/hostname plan.md}]",
+            {"output_path": "plan.md"},
+            "OutputInvalid",
+            "plan.md",
+        ),
+        ("work: [{say: Done.}]", {"output_path": "../plan.md"}, "OutputInvalid", "../plan.md"),
+        (
+            "work: [{say: Done.}]",
+            {"output_path": "/etc/hostname"},
+            "OutputInvalid",
+            "/etc/hostname",
+        ),
+        (
+            "work: [{say: {count: many}}]",
+            {"output_schema": {"properties": {"count": {"type": "integer"}}}},
+            "OutputInvalid",
+            "$.count: 'many' is not of type 'integer'",
+        ),
+        (
+            "work: [{say: Done.}]",
+            {"repository": "/nowhere/at-all.git"},
+            "InvalidDefinition",
+            "/nowhere/at-all.git",
+        ),
+        (
+            "work: [{say: Done.}]",
+            {"prompt": "{{ steps.plan.output }}"},
+            "InvalidDefinition",
+            "the prompt of step work:1: ",
+        ),
+        (
+            "work: [{say: Done.}]",
+            {"prompt": "missing.md"},
+            "InvalidDefinition",
+            "there is no template 'missing.md'",
+        ),
+        (
+            "work: [{say: Done.}]",
+            {"agent_conn_id": "codex_of_nobody"},
+            "AuthenticationFailed",
+            "airflow connections add codex_of_nobody --conn-type codex",
+        ),
+        (
+            "work: [{fail: {status: 401, message: bad key, times: null}}]",
+            {},
+            "AuthenticationFailed",
+            "",
+        ),
+    ],
+)
+def test_what_goes_wrong_is_classified(
+    bench: Bench, script: str, arguments: dict[str, Any], failure_class: str, reason: str
+) -> None:
+    bench.rehearse(script)
+    run = one_step(bench, **arguments).test()
+    assert run.state == "failed"
+    failure = bench.outcomes()["work"]["failure"]
+    assert failure["failure_class"] == failure_class
+    assert reason in failure["reason"]
+
+
+def test_a_ref_that_is_not_there_is_one_line(bench: Bench) -> None:
+    bench.rehearse("work: [{say: Done.}]")
+    remote = bench.repository({"a": "b"})
+    one_step(bench, repository=str(remote), ref="v9").test()
+    reason = bench.outcomes()["work"]["failure"]["reason"]
+    assert "v9" in reason
+    assert "main" in reason
+    assert "\n" not in reason
+
+
+def test_the_work_of_a_failed_attempt_is_kept(bench: Bench) -> None:
+    bench.rehearse("work: [{write: {path: half.txt, content: half}}, {say: Done.}]")
+    one_step(bench, output_path="plan.md").test()
+    outcome = bench.outcomes()["work"]
+    assert outcome["commit"]
+    bundle = bench.folder / "kept.bundle"
+    kept = [uri for name, uri in outcome["artifacts"].items() if name.endswith(".bundle")]
+    bench.store.fetch(bench.store.key(kept[-1]), bundle)
+    heads = git(bench.folder, "bundle", "list-heads", str(bundle))
+    assert outcome["commit"] in heads
+
+
+def test_a_read_only_step_cannot_change_anything(bench: Bench) -> None:
+    bench.rehearse("work: [{run: echo x > README.md}, {say: Tried.}]")
+    remote = bench.repository({"README.md": "# Project\n"})
+    run = one_step(bench, access="read_only", repository=str(remote)).test()
+    outcome = bench.outcomes()["work"]
+    branch = outcome["branch"]
+    assert run.state == "success"
+    assert git(remote, "show", f"{branch}:README.md") == "# Project\n"
