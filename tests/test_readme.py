@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from dag_factory.reader import read_definition
 
 from airflow_agent_provider.agents.failures import FAILURE_CLASSES
 from airflow_agent_provider.agents.registry import AGENTS
 from airflow_agent_provider.provider_info import get_provider_info
 from airflow_agent_provider.rehearsal.script import Script
+from dag_factory.reader import read_definition
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
