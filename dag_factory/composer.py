@@ -91,6 +91,8 @@ class Composer:
         if len(text) > _MAX_DIGITS:
             self.fault(line, column, f"the number has too many digits; at most {_MAX_DIGITS}")
             return 0
+        if text.isascii() and text.isdecimal():
+            return int(text)
         if re.fullmatch(_INTEGER, text):
             return int(text, 0 if text[:2] in ("0o", "0x") else 10)
         value = float(text)

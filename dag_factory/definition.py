@@ -3,8 +3,8 @@
 A validator that fails says what is wrong and, after a semicolon, what is allowed.
 """
 
-from __future__ import annotations
-
+# Pydantic would evaluate postponed annotations one by one, a third of this module's import; so
+# there is no `from __future__ import annotations` here.
 import re
 from datetime import timedelta
 from typing import Annotated, Any, Literal
@@ -38,15 +38,15 @@ LATER: dict[str, frozenset[str]] = {
     "Retry": frozenset(("on",)),
 }
 
-_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}"
-_DURATION = r"(?:([0-9]{1,4})d)?(?:([0-9]{1,5})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,8})s)?"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
+_DURATION = re.compile(r"(?:([0-9]{1,4})d)?(?:([0-9]{1,5})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,8})s)?")
 _LONGEST = timedelta(days=365)
 _CREDENTIALS = r"https?://[^/\s]*@"
 
 
 def _name(value: str) -> str:
     # Also a component of paths and git refs, hence no leading dot.
-    if not re.fullmatch(_NAME, value):
+    if not _NAME.fullmatch(value):
         raise ValueError(
             f"{show(value)} is no name; up to 200 letters, digits, '-', '_' and '.', "
             "the first a letter or digit"
@@ -55,7 +55,7 @@ def _name(value: str) -> str:
 
 
 def _duration(value: Any) -> timedelta:
-    match = re.fullmatch(_DURATION, value) if isinstance(value, str) and value else None
+    match = _DURATION.fullmatch(value) if isinstance(value, str) and value else None
     if match is None:
         raise ValueError(f"{show(value)} is no duration; write 30s, 45m, 2h, 1d or 1h30m")
     days, hours, minutes, seconds = (int(number or 0) for number in match.groups())
@@ -137,7 +137,7 @@ class Output(_Strict):
     schema_: Annotated[Any, AfterValidator(_schema)] = Field(default=None, alias="schema")
 
     @model_validator(mode="after")
-    def _something(self) -> Output:
+    def _something(self) -> "Output":
         if self.path is None and self.schema_ is None:
             raise ValueError("'output' is empty; give a 'path', a 'schema' or both")
         return self
@@ -163,7 +163,7 @@ class Retry(_Strict):
     max_delay: Duration = timedelta(minutes=10)
 
     @model_validator(mode="after")
-    def _coherent(self) -> Retry:
+    def _coherent(self) -> "Retry":
         given = self.model_fields_set
         if self.backoff == "none" and given & {"delay", "max_delay"}:
             raise ValueError("'backoff: none' retries at once; remove the delays, or the backoff")
@@ -233,7 +233,7 @@ class Step(Defaults):
     depends_on: Annotated[list[Text], BeforeValidator(_one_or_list)] = []
 
     @model_validator(mode="after")
-    def _one_model(self) -> Step:
+    def _one_model(self) -> "Step":
         if self.model is not None and self.agent is not None and self.agent.model is not None:
             raise ValueError("the model is given twice; keep 'model' here or under 'agent'")
         return self

@@ -157,7 +157,7 @@ class YamlComposer(Composer):
         return self.check_text(line, column, text)
 
     def _plain_number(self, text: str, line: int, column: int) -> int | float | str:
-        if re.fullmatch(_NUMBER, text):
+        if (text.isascii() and text.isdecimal()) or re.fullmatch(_NUMBER, text):
             return self.number(line, column, text)
         if re.fullmatch(_NOT_FINITE, text):
             self.fault(line, column, f"{text} is no number that JSON can hold; put it in quotes")

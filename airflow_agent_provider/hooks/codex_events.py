@@ -275,9 +275,7 @@ def _by_status(status: int, raw: str) -> AgentFailure:
 
 
 def _unauthorized(raw: str) -> AgentFailure:
-    return AuthenticationFailed(
-        "the model's API refused the key; correct the password of the Codex connection", raw=raw
-    )
+    return AuthenticationFailed("the model's API refused the key", raw=raw)
 
 
 def _rate_limited(raw: str) -> AgentFailure:

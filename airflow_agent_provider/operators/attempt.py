@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from airflow.sdk.exceptions import TaskDeferred
+from airflow.sdk.exceptions import AirflowRuntimeError, TaskDeferred
 
 from airflow_agent_provider.agents.checkpoint import Checkpoint, Finished, Spent, read_checkpoint
 from airflow_agent_provider.agents.contract import Access, AgentResult, Limits, Session, Usage
@@ -37,12 +37,14 @@ from airflow_agent_provider.agents.failures import (
 )
 from airflow_agent_provider.agents.identity import AttemptKey, StepKey
 from airflow_agent_provider.agents.outcome import Outcome, check_schema, parse_output
+from airflow_agent_provider.agents.processes import end_at_home
 from airflow_agent_provider.hooks.agent import AgentHook, get_agent_hook
 from airflow_agent_provider.hooks.artifacts import open_store
 from airflow_agent_provider.hooks.lease import Lease
 from airflow_agent_provider.operators.inputs import StepInputs, redact, redact_values
 from airflow_agent_provider.operators.steps import inline_or_reference
 from airflow_agent_provider.settings import load_settings
+from airflow_agent_provider.workspace.cleanup import step_folder
 from airflow_agent_provider.workspace.workspace import Upstream, Workspace
 
 if TYPE_CHECKING:
@@ -256,6 +258,8 @@ class Attempt(ABC):
 
     def _prepare(self, checkpoint: Checkpoint | None) -> None:
         kept = None
+        if not end_at_home(step_folder(self.settings.workspaces, self.key.step) / "home"):
+            raise Interrupted("processes of an earlier attempt at this step do not end")
         if checkpoint and checkpoint.commit:
             bundle = self.inputs.fetch(checkpoint.bundle, self.scratch / "checkpoint.bundle")
             kept = Upstream(self.key.step.step_id, checkpoint.commit, bundle)
@@ -541,9 +545,17 @@ def _main_artifacts(artifacts: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+#: What Airflow answers an attempt that it no longer counts: it is retried, or was cleared.
+_GIVEN_UP = (404, 409, 410)
+
+
 def _classified(error: BaseException) -> AgentFailure:
     if isinstance(error, AgentFailure):
         return error
+    if isinstance(error, AirflowRuntimeError):
+        status = (error.error.detail or {}).get("status_code")
+        if status in _GIVEN_UP:
+            return Superseded("Airflow has given up this attempt", raw=str(error))
     if type(error).__name__ == "AirflowTaskTimeout":
         return TimedOut("Airflow ended the task at its execution_timeout", raw=str(error))
     if not isinstance(error, Exception):

@@ -81,7 +81,11 @@ class ModelServer:
         """Listen, and answer from a thread of its own; OSError if the port is taken."""
         self._server = _Server((self._host, self._port), self._script)
         self._thread = threading.Thread(
-            target=self._server.serve_forever, name="rehearsal-model", daemon=True
+            target=self._server.serve_forever,
+            # Seconds that a stop may take to be seen.
+            kwargs={"poll_interval": 0.1},
+            name="rehearsal-model",
+            daemon=True,
         )
         self._thread.start()
         return self
@@ -109,8 +113,8 @@ class ModelServer:
 
     @property
     def url(self) -> str:
-        """The base URL, as it stands in the host of a ``codex`` connection."""
-        return f"http://{self._host}:{self.port}/v1"
+        """The server's address; with ``/v1`` after it, the host of a ``codex`` connection."""
+        return f"http://{self._host}:{self.port}"
 
     @property
     def requests(self) -> list[JournalEntry]:

@@ -28,6 +28,11 @@ _TEXT_LENGTH = 2000
 #: Seconds for ending the vendor's run, all tries included.
 CANCEL_TIMEOUT = 25.0
 
+#: Seconds in which no event may come after a task was deferred. Airflow's supervisor takes up to
+#: five to see that the deferring process has ended; if the task is resumed by then, the scheduler
+#: takes that end for the resumed task's death and retries it (measured on Airflow 3.3.2).
+SETTLE_SECONDS = 6.0
+
 
 class HostedRunTrigger(BaseTrigger):
     """Waits until a vendor's run has ended, and yields exactly one event.
@@ -57,6 +62,7 @@ class HostedRunTrigger(BaseTrigger):
     :param timeout_at: when the attempt's timeout is over: seconds since the epoch, or an ISO date.
     :param stall: seconds without a sign of life after which the run counts as stalled.
     :param poll: seconds between two looks at the run; None takes the connection's.
+    :param settle: seconds before the first look; see :data:`SETTLE_SECONDS`.
     """
 
     def __init__(
@@ -69,6 +75,7 @@ class HostedRunTrigger(BaseTrigger):
         timeout_at: float | str,
         stall: float,
         poll: float | None = None,
+        settle: float = 0.0,
     ) -> None:
         super().__init__()
         self.agent = agent
@@ -78,6 +85,7 @@ class HostedRunTrigger(BaseTrigger):
         self.timeout_at = _epoch(timeout_at)
         self.stall = float(stall)
         self.poll = poll
+        self.settle = float(settle)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the arguments, for the triggerer's database row."""
@@ -91,6 +99,7 @@ class HostedRunTrigger(BaseTrigger):
                 "timeout_at": self.timeout_at,
                 "stall": self.stall,
                 "poll": self.poll,
+                "settle": self.settle,
             },
         )
 
@@ -132,7 +141,7 @@ class HostedRunTrigger(BaseTrigger):
         status = ""
         try:
             waiter = self._waiter(self.poll or await hook.apoll_interval())
-            decision = Decision(wait=waiter.first_wait())
+            decision = Decision(wait=self.settle + waiter.first_wait())
             while decision.wait is not None:
                 await asyncio.sleep(decision.wait)
                 try:

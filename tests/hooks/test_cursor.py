@@ -62,25 +62,15 @@ def creations(server: CursorServer) -> list[int]:
 CREATE = ("POST", "/v1/agents")
 
 
-def test_a_run_is_started_watched_and_read(cursor: Start, hook: CursorHook, remote: Remote) -> None:
-    cursor(script(*WORKS))
-    run = submit(hook, remote)
-    assert not run.ended
-    done = ended(hook, run)
-    assert (done.status, done.failure, done.message) == ("FINISHED", None, "Planned.")
-    assert done.branch
-    assert remote.git("show", f"{done.branch}:docs/plan.md") == "# Plan"
-    assert done.updated_at
-    assert done.usage is not None
-    assert done.usage.output_tokens > 0
-    assert done.usage.cost is not None
-    assert 0 < done.usage.cost < 0.01
-
-
 def test_the_same_work_gets_the_same_agent(cursor: Start, hook: CursorHook, remote: Remote) -> None:
     server = cursor(script(*WORKS))
     first = submit(hook, remote)
     done = ended(hook, first)
+    assert done.updated_at > first.updated_at
+    assert done.usage is not None
+    assert done.usage.output_tokens > 0
+    assert done.usage.cost is not None
+    assert 0 < done.usage.cost < 0.01
     again = submit(CursorHook(), remote)
     assert again == done
     assert creations(server) == [201, 409]
@@ -158,33 +148,11 @@ def test_attempts_side_by_side_share_one_agent(
     assert creations(server).count(201) == 1
 
 
-REFUSALS = [
-    ({"status": 401, "message": "No such key"}, f.AuthenticationFailed),
-    ({"status": 403, "message": "Plan required"}, f.AuthenticationFailed),
-    ({"status": 402, "message": "Out of credit"}, f.QuotaExhausted),
-    ({"status": 429, "message": "Slow down", "retry_after": 42}, f.RateLimited),
-    ({"status": 500, "message": "Oops"}, f.Unavailable),
-    ({"status": 503, "message": "Overloaded"}, f.Unavailable),
-    ({"status": 400, "message": "What is this?"}, f.AgentFailed),
-    ({"how": "refuse"}, f.Unavailable),
-]
-
-
-@pytest.mark.parametrize(("fail", "kind"), REFUSALS)
-def test_every_refusal_has_its_class(
-    cursor: Start,
-    hook: CursorHook,
-    remote: Remote,
-    fail: dict[str, Any],
-    kind: type[f.AgentFailure],
-) -> None:
-    cursor(script({"fail": {"times": None, **fail}}))
-    with pytest.raises(f.AgentFailure) as raised:
+def test_a_server_that_only_refuses(cursor: Start, hook: CursorHook, remote: Remote) -> None:
+    server = cursor(script({"fail": {"how": "refuse", "times": None}}))
+    with pytest.raises(f.Unavailable, match=server.url):
         submit(hook, remote)
-    assert type(raised.value) is kind
-    assert fail.get("message", "") in str(raised.value.raw)
-    if isinstance(raised.value, f.RateLimited):
-        assert raised.value.retry_after == 42
+    assert len(creations(server)) == api.TRIES
 
 
 @pytest.mark.parametrize(
@@ -214,18 +182,6 @@ def test_the_model_of_the_step_wins_over_the_connections(
     submit(hook, remote, agent_id=hook.agent_id_for("other"), model="gpt-5.3-codex")
     models = [r["body"]["model"] for r in server.requests if (r["method"], r["path"]) == CREATE]
     assert models == [{"id": "composer-2.5"}, {"id": "gpt-5.3-codex"}]
-
-
-def test_cancel_ends_the_run_and_is_harmless_twice(
-    cursor: Start, hook: CursorHook, remote: Remote
-) -> None:
-    cursor(script(*HANGS))
-    run = submit(hook, remote)
-    hook.cancel(run.agent_id, run.run_id)
-    hook.cancel(run.agent_id, run.run_id)
-    hook.cancel(run.agent_id, "run-unknown")
-    gone = hook.get_run(run.agent_id, run.run_id)
-    assert (gone.status, type(gone.failure)) == ("CANCELLED", f.Interrupted)
 
 
 def test_a_run_that_is_not_there(cursor: Start, hook: CursorHook) -> None:

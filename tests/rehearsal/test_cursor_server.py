@@ -188,6 +188,14 @@ def test_a_cancelled_run_leaves_no_process(client: Start, remote: Remote, tmp_pa
     eventually(lambda: not _alive(pid))
 
 
+def test_a_command_leaves_no_process(client: Start, remote: Remote, tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    http = client(script({"run": f"sleep 600 & echo $! > {pid_file}"}, {"say": "Done it."}))
+    run = http.post("/v1/agents", json=creation(remote)).json()["run"]
+    assert ended(http, run)["result"] == "Done it."
+    assert not _alive(int(pid_file.read_text()))
+
+
 def test_stop_ends_runs_and_removes_clones(remote: Remote, tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     command = f"pwd > {tmp_path}/where; echo $$ > {pid_file}; sleep 600"

@@ -1,0 +1,464 @@
+"""Codex at work on one task: its program, its conversation, its turns."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+import subprocess
+import uuid
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from airflow_agent_provider.agents.contract import (
+    Access,
+    AgentEvent,
+    AgentResult,
+    AgentSession,
+    AgentTask,
+    EventKind,
+    Session,
+    Usage,
+)
+from airflow_agent_provider.agents.failures import (
+    AgentFailed,
+    AgentFailure,
+    AuthenticationFailed,
+    Interrupted,
+    InvalidDefinition,
+    Stalled,
+    TimedOut,
+)
+from airflow_agent_provider.agents.processes import INHERITED, MARK, clean_command, end_marked
+from airflow_agent_provider.agents.watch import Overdue, watched, within
+from airflow_agent_provider.hooks.codex_events import TurnReader, classify, trouble
+
+if TYPE_CHECKING:
+    from openai_codex import Codex, Thread
+    from openai_codex.api import TurnHandle
+
+
+#: Name of our model provider in Codex's configuration; sessions remember it.
+_PROVIDER = "airflow"
+#: Variable of the Codex program that holds the key. Its name makes Codex hide it from commands.
+_KEY_VARIABLE = "CODEX_MODEL_API_KEY"
+#: Seconds for Codex to start, to open a session and to begin a turn: each takes far below one.
+_START_SECONDS = 30.0
+#: Seconds for Codex to end by itself before it is killed.
+_CLOSE_SECONDS = 5.0
+#: The project's instructions for agents: the first that exists, as Codex itself would choose.
+_INSTRUCTIONS = ("AGENTS.override.md", "AGENTS.md")
+#: Bytes of them that Codex reads.
+_INSTRUCTIONS_SIZE = 32 * 1024
+#: Folders that Codex's sandbox leaves behind, empty, in the workspace.
+_LEFTOVERS = (".codex", ".aws", ".agents")
+
+_INSTALL = "install it on the worker with: pip install 'airflow-agent-provider[codex]'"
+
+#: Leads the prompt of a resumed session, since Codex tells the model what is not true.
+_RESUMED = (
+    "If this conversation says that the user interrupted it on purpose: nobody did. It ended for a "
+    "technical reason, and a command that ran at that moment did not complete.\n\n"
+)
+
+
+class CodexOptions(BaseModel):
+    """What a step's ``options:`` may set for Codex.
+
+    :param sandbox: ``codex`` confines the agent's commands with Codex's own sandbox; ``off`` lets
+        them do whatever the worker's user may do, which is for throw-away containers only.
+    :param effort: how long the model reasons; None takes the model's default.
+    :param retries: how often Codex itself repeats a request that failed, before the attempt fails
+        and Airflow retries it.
+    :param patience: seconds of nothing but Codex's own retries after which the attempt fails.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # YAML reads a bare ``off`` as false.
+    sandbox: Annotated[
+        Literal["codex", "off"], BeforeValidator(lambda v: "off" if v is False else v)
+    ] = "codex"
+    effort: Literal["minimal", "low", "medium", "high", "xhigh"] | None = None
+    retries: int = Field(default=1, ge=0, le=10)
+    patience: float = Field(default=30.0, gt=0)
+
+
+@dataclass(frozen=True)
+class Vendor:
+    """How the connection reaches the model."""
+
+    conn_id: str
+    url: str
+    key: str = field(repr=False)
+    model: str | None
+
+
+class CodexSession(AgentSession):
+    """Codex at work for one task. Made by :meth:`CodexHook.start`."""
+
+    def __init__(self, task: AgentTask, vendor: Vendor, options: CodexOptions) -> None:
+        self._task = task
+        self._vendor = vendor
+        self._options = options
+        self._home = task.home / "codex"
+        self._mark = uuid.uuid4().hex
+        self._model = task.model or vendor.model
+        self._codex: Codex | None = None
+        self._thread: Thread | None = None
+        self._handle: TurnHandle | None = None
+        self._resumable = False
+        self._announced = False
+        self._explain = False
+        self._notices: list[str] = []
+        # A fresh session has spent nothing; what a resumed one has spent, Codex says later.
+        self._spent: Usage | None = Usage()
+
+    def open(self) -> None:
+        """Start the program and open the conversation."""
+        program = _program()
+        self._make_home()
+        if self._options.sandbox == "codex":
+            _check_sandbox(program, self._environment())
+        with self._failures("start"):
+            self._codex = within(
+                self._patience(), lambda: self._start_program(program), "starting Codex"
+            )
+            self._thread = within(self._patience(), self._open_thread, "opening the session")
+
+    @property
+    def session(self) -> Session | None:
+        """The conversation, once Codex has written something of it down."""
+        if self._thread is None or not self._resumable:
+            return None
+        return Session("codex", self._thread.id)
+
+    def turn(
+        self, prompt: str, *, output_schema: Mapping[str, Any] | None = None
+    ) -> Generator[AgentEvent, None, AgentResult]:
+        """Let Codex work on ``prompt``; see :meth:`AgentSession.turn`."""
+        reader = TurnReader(self._spent)
+        for notice in self._notices:
+            yield AgentEvent(EventKind.NOTICE, notice)
+        self._notices.clear()
+        yield from self._announce()
+        with self._failures("turn"):
+            handle = within(
+                self._patience(), lambda: self._begin(prompt, output_schema), "beginning the turn"
+            )
+            try:
+                yield from self._follow(handle, reader)
+            finally:
+                self._spent = reader.spent
+        if reader.status not in ("completed", "interrupted"):
+            raise self._failure(reader.error)
+        return AgentResult(
+            status=reader.status,
+            message=reader.message,
+            structured=_structured(reader.message) if output_schema is not None else None,
+            session=self.session,
+            usage=reader.usage,
+            model=self._model,
+        )
+
+    def interrupt(self) -> None:
+        """End the turn under way; its running command ends with :meth:`close`."""
+        handle = self._handle
+        if handle is not None:
+            with contextlib.suppress(Exception):
+                within(_CLOSE_SECONDS, handle.interrupt, "interrupting Codex")
+
+    def portable_files(self) -> Mapping[str, Path]:
+        """Return the rollout, from which Codex resumes; its databases name this worker's paths."""
+        if self._thread is None:
+            return {}
+        return {
+            path.relative_to(self._task.home).as_posix(): path
+            for path in _rollouts(self._home, self._thread.id)
+        }
+
+    def close(self) -> None:
+        """End Codex and whatever it started, within seconds."""
+        codex, self._codex = self._codex, None
+        if codex is not None:
+            # A program that is gone already makes the SDK raise; what counts is what is left.
+            with contextlib.suppress(Exception):
+                within(_CLOSE_SECONDS, codex.close, "closing Codex")
+        end_marked(self._mark, _CLOSE_SECONDS)
+        for name in _LEFTOVERS:
+            # Not there, or not empty: then it is the project's own.
+            with contextlib.suppress(OSError):
+                (self._task.workspace / name).rmdir()
+
+    def _make_home(self) -> None:
+        for folder in (self._task.home, self._home, self._task.home / "tmp"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.chmod(0o700)
+        # A project that Codex trusts may bring commands of its own (.codex/config.toml), which
+        # run outside the sandbox and see the key.
+        trust = f'[projects.{_toml(str(self._task.workspace))}]\ntrust_level = "untrusted"\n'
+        (self._home / "config.toml").write_text(trust)
+        # Of a project without trust Codex leaves out the instructions too, which are wanted.
+        (self._home / "AGENTS.md").write_bytes(_project_instructions(self._task.workspace))
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            "CODEX_HOME": str(self._home),
+            "HOME": str(self._task.home),
+            # Codex refuses a home below the folder for temporary files.
+            "TMPDIR": str(self._task.home / "tmp"),
+            "PATH": os.pathsep.join([*_tool_folders(), os.environ.get("PATH", os.defpath)]),
+            "NO_COLOR": "1",
+        }
+
+    def _start_program(self, program: Path) -> Codex:
+        from openai_codex import Codex, CodexConfig
+
+        own = {**self._environment(), _KEY_VARIABLE: self._vendor.key, MARK: self._mark}
+        settings = [part for setting in self._settings() for part in ("--config", setting)]
+        command = clean_command(program, {*INHERITED, *own})
+        return Codex(
+            CodexConfig(
+                launch_args_override=(*command, *settings, "app-server", "--listen", "stdio://"),
+                cwd=str(self._task.workspace),
+                env=own,
+                client_name="airflow_agent_provider",
+                client_title="Airflow",
+            )
+        )
+
+    def _settings(self) -> Iterator[str]:
+        provider = f"model_providers.{_PROVIDER}"
+        yield f"model_provider={_toml(_PROVIDER)}"
+        yield f'{provider}.name="OpenAI"'
+        yield f"{provider}.base_url={_toml(self._vendor.url)}"
+        yield f"{provider}.env_key={_toml(_KEY_VARIABLE)}"
+        yield f'{provider}.wire_api="responses"'
+        yield f"{provider}.request_max_retries={self._options.retries}"
+        yield f"{provider}.stream_max_retries={self._options.retries}"
+        # Else a refused connection is tried again for ever, whatever the retries above say.
+        yield "features.unbounded_connection_retries=false"
+        # These two look up services of the vendor's, apart from the model.
+        yield "features.plugins=false"
+        yield "analytics.enabled=false"
+        # Codex counts its sub-agents' tokens in none of the figures that it reports.
+        yield "agents.enabled=false"
+        yield "features.hooks=false"
+        # Searching the web is a way out for data, and a way in for instructions.
+        yield 'web_search="disabled"'
+        if self._options.effort:
+            yield f"model_reasoning_effort={_toml(self._options.effort)}"
+        yield 'shell_environment_policy.inherit="core"'
+        yield "shell_environment_policy.ignore_default_excludes=false"
+        yield f"shell_environment_policy.set={{{MARK}={_toml(self._mark)}}}"
+        yield "sandbox_workspace_write.network_access=false"
+        # Other steps of the worker use it too; this session has a TMPDIR of its own.
+        yield "sandbox_workspace_write.exclude_slash_tmp=true"
+
+    def _open_thread(self) -> Thread:
+        from openai_codex import ApprovalMode, Sandbox
+
+        assert self._codex is not None
+        if self._model is None:
+            # A resumed session would keep the model that it had; and the result names it.
+            models = self._codex.models().data
+            self._model = next((model.model for model in models if model.is_default), None)
+        if self._options.sandbox == "off":
+            sandbox = Sandbox.full_access
+        elif self._task.access is Access.READ_ONLY:
+            sandbox = Sandbox.read_only
+        else:
+            sandbox = Sandbox.workspace_write
+        arguments: dict[str, Any] = {
+            "cwd": str(self._task.workspace),
+            "model": self._model,
+            "model_provider": _PROVIDER,
+            "sandbox": sandbox,
+            "approval_mode": ApprovalMode.deny_all,
+        }
+        earlier = self._task.session
+        if earlier is None:
+            return self._codex.thread_start(**arguments)
+        return self._resume(earlier, arguments)
+
+    def _resume(self, earlier: Session, arguments: Mapping[str, Any]) -> Thread:
+        assert self._codex is not None
+        if earlier.agent != "codex" or not _rollouts(self._home, earlier.id):
+            return self._start_afresh(f"the files of {earlier.id} are not here", arguments)
+        from openai_codex.errors import InvalidRequestError
+
+        try:
+            thread = self._codex.thread_resume(earlier.id, **arguments)
+        except InvalidRequestError as error:
+            if "active writer" in error.message:
+                raise Interrupted(
+                    f"an earlier attempt's Codex still works in session {earlier.id}; "
+                    "the next attempt resumes it",
+                    raw=str(error),
+                ) from error
+            return self._start_afresh(error.message, arguments)
+        self._spent = None
+        self._explain = self._resumable = True
+        return thread
+
+    def _start_afresh(self, why: str, arguments: Mapping[str, Any]) -> Thread:
+        assert self._codex is not None
+        self._notices.append(f"The session cannot be continued, a new one starts: {why}")
+        return self._codex.thread_start(**arguments)
+
+    def _begin(self, prompt: str, output_schema: Mapping[str, Any] | None) -> TurnHandle:
+        assert self._thread is not None
+        text = _RESUMED + prompt if self._explain else prompt
+        self._explain = False
+        schema = None if output_schema is None else dict(output_schema)
+        return self._thread.turn(text, output_schema=schema)
+
+    def _follow(self, handle: TurnHandle, reader: TurnReader) -> Iterator[AgentEvent]:
+        self._handle = handle
+        try:
+            notifications = watched(
+                handle.stream(),
+                self._task.limits,
+                self.interrupt,
+                trouble=trouble,
+                patience=self._options.patience,
+            )
+            for notification in notifications:
+                if notification.method == "item/completed":
+                    self._resumable = True
+                    yield from self._announce()
+                yield from reader.events(notification)
+        finally:
+            self._handle = None
+
+    def _announce(self) -> Iterator[AgentEvent]:
+        session = self.session
+        if session is not None and not self._announced:
+            self._announced = True
+            yield AgentEvent(EventKind.SESSION, session.id, data={"agent": session.agent})
+
+    def _failure(self, error: Any) -> AgentFailure:
+        failure = classify(error)
+        if isinstance(failure, AuthenticationFailed):
+            return AuthenticationFailed(
+                f"{self._vendor.url} refused the API key of the connection "
+                f"{self._vendor.conn_id!r}; correct its password in Airflow under Admin > "
+                "Connections",
+                raw=failure.raw,
+            )
+        return failure
+
+    def _patience(self) -> float:
+        return min(_START_SECONDS, self._task.limits.remaining)
+
+    @contextlib.contextmanager
+    def _failures(self, doing: str) -> Iterator[None]:
+        """Let no exception of the SDK out."""
+        try:
+            yield
+        except (AgentFailure, GeneratorExit, KeyboardInterrupt, SystemExit):
+            raise
+        except Overdue as error:
+            raise self._overdue(error) from error
+        except Exception as error:
+            raise _sdk_failure(error, doing) from error
+
+    def _overdue(self, error: Overdue) -> AgentFailure:
+        if self._task.limits.remaining <= 0:
+            return TimedOut(f"the attempt's timeout is over: {error}")
+        return Stalled(str(error))
+
+
+def _program() -> Path:
+    try:
+        import openai_codex  # noqa: F401
+        from codex_cli_bin import bundled_codex_path
+
+        return Path(bundled_codex_path())
+    except (ImportError, FileNotFoundError) as error:
+        raise InvalidDefinition(f"OpenAI Codex is missing; {_INSTALL}", raw=str(error)) from error
+
+
+def _tool_folders() -> list[str]:
+    from codex_cli_bin import bundled_path_dir
+
+    folder = bundled_path_dir()
+    return [] if folder is None else [str(folder)]
+
+
+#: Programs whose sandbox was seen to work in this process.
+_sandbox_works: set[Path] = set()
+
+
+def _check_sandbox(program: Path, environment: Mapping[str, str]) -> None:
+    """Make sure that the sandbox works: without it, commands fail and turns still "complete"."""
+    if program in _sandbox_works:
+        return
+    try:
+        trial = subprocess.run(
+            [str(program), "sandbox", "--", "true"],
+            env=dict(environment),
+            cwd=environment["HOME"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_START_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise AgentFailed(f"Codex's program does not run: {error}") from error
+    if trial.returncode != 0:
+        raise InvalidDefinition(
+            "Codex's sandbox does not work on this worker, so its commands would fail; allow user "
+            "namespaces there (in a container, by its seccomp and AppArmor profiles) or, in a "
+            "throw-away container only, give the step 'options: {sandbox: off}'",
+            raw=trial.stderr.strip()[-2000:],
+        )
+    _sandbox_works.add(program)
+
+
+def _sdk_failure(error: Exception, doing: str) -> AgentFailure:
+    from openai_codex.errors import TransportClosedError
+
+    raw = f"{type(error).__name__}: {error}"
+    if doing == "start":
+        return AgentFailed("Codex did not start", raw=raw)
+    if isinstance(error, TransportClosedError | OSError | ValueError):
+        return Interrupted("the Codex program ended in the middle of the turn", raw=raw)
+    return AgentFailed("Codex failed", raw=raw)
+
+
+def _rollouts(home: Path, thread_id: str) -> list[Path]:
+    return sorted((home / "sessions").rglob(f"rollout-*{thread_id}.jsonl"))
+
+
+def _project_instructions(workspace: Path) -> bytes:
+    for name in _INSTRUCTIONS:
+        # An agent may have put a link or a pipe there.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+        with contextlib.suppress(OSError):
+            descriptor = os.open(workspace / name, flags)
+            try:
+                if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    return os.read(descriptor, _INSTRUCTIONS_SIZE)
+            finally:
+                os.close(descriptor)
+    return b""
+
+
+def _structured(message: str) -> Any:
+    try:
+        return json.loads(message)
+    except ValueError:
+        return None
+
+
+def _toml(text: str) -> str:
+    # A JSON string is a TOML string, as long as it keeps its characters.
+    return json.dumps(text, ensure_ascii=False)
