@@ -15,8 +15,10 @@ from airflow_agent_provider.hooks.artifacts import ArtifactStore
 from airflow_agent_provider.hooks.lease import Lease
 from infra.local.api import wait_for
 from tests.e2e.live import LEASE_TTL, Live, git
+from tests.e2e.story import assert_one_story
 
 WORKFLOW = "kill-and-resume"
+
 
 @dataclass
 class Victim:
@@ -126,6 +128,7 @@ def test_the_task_s_process_is_killed(run: Run) -> None:
     wait_for(lambda: victim.agent_is_gone() or None, 30, lambda: f"{victim.agent} live on")
     assert_nothing_was_redone(run)
     assert run.tries("kill-middle") == ["failed", "success"]
+    assert_one_story(run.live, WORKFLOW, run.run_id, run.remote)
     log = run.live.api.log(WORKFLOW, run.run_id, "kill-middle", try_number=2)
     assert "Interrupted: attempt 1 ended without a word" in log
 
