@@ -17,7 +17,7 @@ def _listeners() -> list[Any]:
     # no mirror get none.
     if not load_settings().mirror_table:
         return []
-    from airflow_agent_provider.mirror import listener
+    import airflow_agent_provider.mirror.listener as listener
 
     return [listener]
 

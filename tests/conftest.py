@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -21,8 +24,11 @@ os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 os.environ["AIRFLOW__CORE__DAGS_FOLDER"] = str(Path(_HOME) / "dags")
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 
+from airflow_agent_provider.rehearsal.cursor_server import CursorServer  # noqa: E402
+from airflow_agent_provider.rehearsal.script import Script  # noqa: E402
 from infra.local.aws import Aws, start_ministack  # noqa: E402
 from infra.local.processes import Processes  # noqa: E402
+from tests.stand_ins import Remote, make_remote  # noqa: E402
 
 
 def pytest_unconfigure() -> None:
@@ -43,3 +49,36 @@ def ministack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aws]:
     """Return an account at a running stand-in for S3 and DynamoDB."""
     with Processes(tmp_path_factory.mktemp("ministack")) as processes:
         yield start_ministack(processes)
+
+
+@pytest.fixture
+def remote(tmp_path: Path) -> Remote:
+    """Return a bare git repository on disk, with one commit."""
+    return make_remote(tmp_path / "remote")
+
+
+@pytest.fixture
+def cursor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Script], CursorServer]]:
+    """Return what starts the stand-in for Cursor and makes it the default connection's host."""
+    with ExitStack() as servers:
+
+        def start(script: Script, key: str = "key_secret_123", **extra: object) -> CursorServer:
+            server = servers.enter_context(CursorServer(script))
+            connection = {
+                "conn_type": "cursor",
+                "host": server.url,
+                "password": key,
+                "extra": {"poll_interval": 0.1, **extra},
+            }
+            monkeypatch.setenv("AIRFLOW_CONN_CURSOR_DEFAULT", json.dumps(connection))
+            return server
+
+        yield start
+
+
+@pytest.fixture
+def aws(ministack: Aws, monkeypatch: pytest.MonkeyPatch) -> Aws:
+    """Lead the connection ``aws_default`` to a fresh account of the stand-in; return it."""
+    account = Aws(ministack.endpoint, f"{random.randrange(10**11, 10**12)}")
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", account.connection())
+    return account

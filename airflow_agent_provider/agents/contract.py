@@ -212,8 +212,13 @@ class AgentEvent:
 
 def usage_of(event: AgentEvent) -> Usage:
     """Return what a usage event reports: the tokens and cost since the usage event before it."""
-    names = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
-    return Usage(*(int(event.data.get(name, 0)) for name in names), event.data.get("cost"))
+    return Usage(
+        input_tokens=int(event.data.get("input_tokens", 0)),
+        cached_tokens=int(event.data.get("cached_tokens", 0)),
+        output_tokens=int(event.data.get("output_tokens", 0)),
+        reasoning_tokens=int(event.data.get("reasoning_tokens", 0)),
+        cost=event.data.get("cost"),
+    )
 
 
 @dataclass(frozen=True)

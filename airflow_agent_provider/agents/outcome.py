@@ -37,7 +37,7 @@ class Outcome(BaseModel):
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
-    schema_version: int = Field(1, alias="schema")
+    schema_version: int = Field(default=1, alias="schema")
     dag_id: str
     run_id: str
     step: str

@@ -54,14 +54,30 @@ def clean_command(program: Path, names: Iterable[str]) -> tuple[str, ...]:
 def end_marked(mark: str, seconds: float = 5.0) -> bool:
     """Kill every process of this user whose environment has :data:`MARK` set to ``mark``.
 
-    What reads its processes from ``/proc`` works on Linux; elsewhere nothing is found.
-
     :param mark: the session's value.
     :param seconds: how long to wait for their end.
     :returns: whether none is left.
     """
+    return _end_having(f"{MARK}={mark}", seconds)
+
+
+def end_at_home(home: Path, seconds: float = 5.0) -> bool:
+    """Kill every process of this user whose ``HOME`` is an agent's session home.
+
+    They are what an earlier attempt of the step left on this worker: they would go on writing to
+    the workspace, which has the same path for every attempt.
+
+    :param home: the session home of the step.
+    :param seconds: how long to wait for their end.
+    :returns: whether none is left.
+    """
+    return _end_having(f"HOME={home}", seconds)
+
+
+def _end_having(variable: str, seconds: float) -> bool:
+    # Processes are read from /proc: elsewhere than on Linux, none is found.
     end = time.monotonic() + seconds
-    while sum(_kill(entry, mark) for entry in _own_processes()):
+    while sum(_kill(entry, variable) for entry in _own_processes()):
         if time.monotonic() > end:
             return False
         time.sleep(_POLL)
@@ -79,7 +95,7 @@ def _own_processes() -> Iterator[Path]:
                     yield entry
 
 
-def _kill(entry: Path, mark: str) -> bool:
+def _kill(entry: Path, variable: str) -> bool:
     # A descriptor of the process, so that a reused id is not taken for it.
     try:
         process = os.pidfd_open(int(entry.name))
@@ -87,7 +103,7 @@ def _kill(entry: Path, mark: str) -> bool:
         return False
     try:
         variables = (entry / "environ").read_bytes().split(b"\0")
-        if f"{MARK}={mark}".encode() not in variables:
+        if variable.encode() not in variables:
             return False
         signal.pidfd_send_signal(process, signal.SIGKILL)
     except OSError:

@@ -167,6 +167,10 @@ class HostedAgentHook(AgentHook):
         :param options: settings of this agent alone; they win over the connection's.
         """
 
+    @abstractmethod
+    async def apoll_interval(self) -> float:
+        """Return the seconds between two looks by the connection alone, inside a trigger."""
+
     def sign_of_life(self, agent_id: str, run_id: str, since: str = "") -> str:
         """Return a mark that changes while the agent works, asked only when a stall is suspected.
 

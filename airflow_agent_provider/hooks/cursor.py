@@ -6,7 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from airflow_agent_provider.agents.failures import (
@@ -46,7 +46,7 @@ class _Account:
     """
 
     url: str
-    key: str
+    key: str = field(repr=False)
     model: str | None
     poll_interval: float
 
@@ -133,6 +133,10 @@ class CursorHook(HostedAgentHook):
         if options and options.get("poll_interval") is not None:
             return _seconds(options["poll_interval"], "the step's option poll_interval")
         return self._account().poll_interval
+
+    async def apoll_interval(self) -> float:
+        """Return the connection's seconds between two looks, inside a trigger."""
+        return (await self._aaccount()).poll_interval
 
     def sign_of_life(self, agent_id: str, run_id: str, since: str = "") -> str:
         """Return the id of the newest event of the run; Cursor stamps a run only when it changes
@@ -308,7 +312,7 @@ def _request(call: api.Call) -> dict[str, Any]:
     request: dict[str, Any] = {
         "method": call.method,
         "url": call.path,
-        "timeout": httpx.Timeout(call.timeout, connect=CONNECT_TIMEOUT),
+        "timeout": httpx.Timeout(call.timeout or api.READ_TIMEOUT, connect=CONNECT_TIMEOUT),
     }
     if call.body is not None:
         request["json"] = call.body
@@ -333,19 +337,24 @@ def _no_answer(error: Exception) -> api.NoAnswer:
 
 
 def _base_url(connection: Connection, conn_id: str) -> str:
-    host = (connection.host or "").strip().rstrip("/")
+    import httpx
+
+    host = (connection.host or "").strip()
     if not host:
         return DEFAULT_URL
-    url = host if "://" in host else f"{connection.schema or 'https'}://{host}"
-    scheme, _, rest = url.partition("://")
-    if scheme not in ("http", "https") or not rest or "@" in rest:
+    text = host if "://" in host else f"{connection.schema or 'https'}://{host}"
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL:
+        url = httpx.URL("")
+    if url.scheme not in ("http", "https") or not url.host or url.userinfo:
         raise InvalidDefinition(
             f"the host of the connection {conn_id!r} is no base URL of an API; "
             f"leave it empty for {DEFAULT_URL}, or give http://… or https://…"
         )
-    if connection.port and "/" not in rest and not rest.rpartition(":")[2].isdigit():
-        url = f"{url}:{connection.port}"
-    return url.removesuffix("/v1")
+    if connection.port and url.port is None:
+        url = url.copy_with(port=connection.port)
+    return str(url).rstrip("/").removesuffix("/v1")
 
 
 def _seconds(value: Any, where: str) -> float:

@@ -59,13 +59,13 @@ class Call:
     :param method: the HTTP method.
     :param path: the path below the base URL, with its query.
     :param body: JSON values to send.
-    :param timeout: seconds until an answer must come.
+    :param timeout: seconds until an answer must come; None for the usual ones.
     """
 
     method: str
     path: str
     body: Mapping[str, Any] | None = None
-    timeout: float = READ_TIMEOUT
+    timeout: float | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import os
 import socket
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from airflow.sdk.exceptions import TaskDeferred
+from airflow.sdk.exceptions import AirflowRuntimeError, TaskDeferred
 
 from airflow_agent_provider.agents.checkpoint import Checkpoint, Finished, Spent, read_checkpoint
 from airflow_agent_provider.agents.contract import Access, AgentResult, Limits, Session, Usage
@@ -30,18 +30,21 @@ from airflow_agent_provider.agents.failures import (
     Interrupted,
     OutputInvalid,
     PolicyViolation,
+    Superseded,
     TimedOut,
     VerificationFailed,
     failure_to_dict,
 )
 from airflow_agent_provider.agents.identity import AttemptKey, StepKey
 from airflow_agent_provider.agents.outcome import Outcome, check_schema, parse_output
+from airflow_agent_provider.agents.processes import end_at_home
 from airflow_agent_provider.hooks.agent import AgentHook, get_agent_hook
 from airflow_agent_provider.hooks.artifacts import open_store
-from airflow_agent_provider.hooks.lease import Lease, Superseded
+from airflow_agent_provider.hooks.lease import Lease
 from airflow_agent_provider.operators.inputs import StepInputs, redact, redact_values
 from airflow_agent_provider.operators.steps import inline_or_reference
 from airflow_agent_provider.settings import load_settings
+from airflow_agent_provider.workspace.cleanup import step_folder
 from airflow_agent_provider.workspace.workspace import Upstream, Workspace
 
 if TYPE_CHECKING:
@@ -133,15 +136,12 @@ class Attempt(ABC):
                 return self.finish(work)
             except TaskDeferred:
                 raise
-            except AgentFailure as failure:
-                self.fail(failure)
-                raise
             except BaseException as error:
                 failure = _classified(error)
                 self.fail(failure)
-                if isinstance(error, Exception):
-                    raise failure from error
-                raise
+                if failure is error or not isinstance(error, Exception):
+                    raise
+                raise failure from error
             finally:
                 self._release()
 
@@ -176,8 +176,8 @@ class Attempt(ABC):
         :raises AgentFailure: if the judgement is that the step failed.
         """
         answer = work.result
-        output = redact_values(self._judge(answer))
         commit = self.workspace.commit_step(self._subject(), self.trailers())
+        output = redact_values(self._judge(answer, commit))
         finished = Finished(
             message=answer.message, structured=answer.structured, model=answer.model
         )
@@ -197,7 +197,7 @@ class Attempt(ABC):
         self.log.error("%s", failure)
         if isinstance(failure, Superseded):
             return
-        steps = (
+        steps: tuple[Callable[[], object], ...] = (
             lambda: self._keep_work(failure),
             lambda: self._write_outcome("failed", failure=failure),
             lambda: self.context["ti"].xcom_push(
@@ -211,9 +211,9 @@ class Attempt(ABC):
                 # The failure that ended the attempt is the one to tell; this one is beside it.
                 self.log.warning("The failed attempt could not be recorded in full: %s", error)
 
-    def on_lost(self, reason: str) -> None:
+    def on_lost(self, lost: Interrupted) -> None:
         """End the agent: the step belongs to a newer attempt, or the supervisor is gone."""
-        self.log.error("This attempt ends itself: %s", reason)
+        self.log.error("This attempt ends itself: %s", lost.reason)
 
     # --- what it starts from ---------------------------------------------------------------
 
@@ -258,6 +258,8 @@ class Attempt(ABC):
 
     def _prepare(self, checkpoint: Checkpoint | None) -> None:
         kept = None
+        if not end_at_home(step_folder(self.settings.workspaces, self.key.step) / "home"):
+            raise Interrupted("processes of an earlier attempt at this step do not end")
         if checkpoint and checkpoint.commit:
             bundle = self.inputs.fetch(checkpoint.bundle, self.scratch / "checkpoint.bundle")
             kept = Upstream(self.key.step.step_id, checkpoint.commit, bundle)
@@ -420,8 +422,8 @@ class Attempt(ABC):
 
     # --- what it leaves --------------------------------------------------------------------
 
-    def _judge(self, result: AgentResult) -> Any:
-        changed = self.workspace.changed_paths()
+    def _judge(self, result: AgentResult, commit: str) -> Any:
+        changed = self.workspace.changed_paths(commit)
         if self.operator.access == Access.READ_ONLY.value and changed:
             raise PolicyViolation(
                 f"the step is read-only, but the agent changed {', '.join(changed[:10])}"
@@ -543,9 +545,17 @@ def _main_artifacts(artifacts: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+#: What Airflow answers an attempt that it no longer counts: it is retried, or was cleared.
+_GIVEN_UP = (404, 409, 410)
+
+
 def _classified(error: BaseException) -> AgentFailure:
     if isinstance(error, AgentFailure):
         return error
+    if isinstance(error, AirflowRuntimeError):
+        status = (error.error.detail or {}).get("status_code")
+        if status in _GIVEN_UP:
+            return Superseded("Airflow has given up this attempt", raw=str(error))
     if type(error).__name__ == "AirflowTaskTimeout":
         return TimedOut("Airflow ended the task at its execution_timeout", raw=str(error))
     if not isinstance(error, Exception):

@@ -20,7 +20,7 @@ from airflow_agent_provider.agents.failures import (
 )
 from airflow_agent_provider.hooks.agent import HostedAgentHook, HostedRun
 from airflow_agent_provider.operators.attempt import Attempt, Work
-from airflow_agent_provider.triggers.hosted import HostedRunTrigger, wait_for_run
+from airflow_agent_provider.triggers.hosted import SETTLE_SECONDS, HostedRunTrigger, wait_for_run
 
 
 class HostedAttempt(Attempt):
@@ -35,9 +35,11 @@ class HostedAttempt(Attempt):
         """
         run = self._submit()
         if not run.ended:
+            hook = self._hook()
+            poll = hook.poll_interval(self.operator.options)
             if self.operator.deferrable:
-                self._defer(run)
-            run = wait_for_run(self._hook(), run.agent_id, run.run_id, self.limits)
+                self._defer(run, poll)
+            run = wait_for_run(hook, run.agent_id, run.run_id, self.limits, poll)
         return self._take_over(run)
 
     def resume(self, event: dict[str, Any], started: str) -> dict[str, Any]:
@@ -94,10 +96,18 @@ class HostedAttempt(Attempt):
 
     def _reported(self, agent_id: str, run_id: str, event: dict[str, Any]) -> HostedRun:
         self.session = Session(self.operator.agent, agent_id)
-        failure = event.get("failure")
-        if failure:
-            raise failure_from_dict(failure)
-        return self._hook().get_run(agent_id, run_id)
+        told = event.get("failure")
+        if not told:
+            return self._hook().get_run(agent_id, run_id)
+        failure = failure_from_dict(told)
+        try:
+            # A run that failed has its cost too.
+            run = self._hook().get_run(agent_id, run_id)
+        except AgentFailure as error:
+            self.log.warning("What the failed run cost is unknown: %s", error)
+            raise failure from error
+        self.spent_here += run.usage or Usage()
+        raise failure
 
     def _push_start(self) -> str:
         """Push what the agent starts from; return the branch that is exactly that."""
@@ -112,7 +122,7 @@ class HostedAttempt(Attempt):
         self.workspace.push(start, own, replaces=replaced)
         return own
 
-    def _defer(self, run: HostedRun) -> None:
+    def _defer(self, run: HostedRun, poll: float) -> None:
         timeout = self.limits.remaining
         self.lease.release()
         self.operator.defer(
@@ -123,6 +133,8 @@ class HostedAttempt(Attempt):
                 run_id=run.run_id,
                 timeout_at=time.time() + timeout,
                 stall=self.limits.stall,
+                poll=poll,
+                settle=SETTLE_SECONDS,
             ),
             method_name="resume",
             kwargs={"started": self.started.isoformat()},

@@ -9,12 +9,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk.log import redact as _redact
+from airflow.sdk._shared.secrets_masker import redact as _redact
 
 from airflow_agent_provider.agents.contract import Access
 from airflow_agent_provider.agents.failures import InvalidDefinition
 from airflow_agent_provider.agents.identity import AttemptKey, StepKey
-from airflow_agent_provider.agents.prompt_names import is_prompt_file
+from airflow_agent_provider.agents.prompt_names import prompt_file, prompt_url
 from airflow_agent_provider.hooks.artifacts import ArtifactStore, SwapConflict
 from airflow_agent_provider.hooks.repository import repository_access
 from airflow_agent_provider.operators.steps import Steps
@@ -83,7 +83,7 @@ class StepInputs:
         key = f"{self._step.run_prefix}/base-{sha256(identity.encode()).hexdigest()[:12]}.json"
         found = self._store.read(key)
         if found is None:
-            commit = resolve_base(self.repository, self.mirrors)
+            commit = resolve_base(self.repository, self._settings.workspaces / "mirrors")
             content = {"url": self.repository.url, "ref": self.repository.ref, "commit": commit}
             try:
                 self._store.swap(key, json.dumps(content).encode(), None)
@@ -94,11 +94,6 @@ class StepInputs:
         if found is None:
             raise InvalidDefinition(f"{self._store.uri(key)} vanished while it was read")
         return str(json.loads(found[0])["commit"])
-
-    @property
-    def mirrors(self) -> Path:
-        """The folder of the worker's copies of repositories."""
-        return self._settings.workspaces / "mirrors"
 
     def workspace(self, key: AttemptKey, scratch: Path, kept: Upstream | None) -> Workspace:
         """Return the step's workspace, made anew.
@@ -123,7 +118,7 @@ class StepInputs:
             # A skipped step left nothing; one that works on another repository is no base of ours.
             if not isinstance(result, Mapping) or result.get("base") != self.base:
                 continue
-            uri = result.get("artifacts", {}).get("step.bundle")
+            uri = result.get("artifacts", {}).get("checkpoint.bundle")
             bundle = self.fetch(uri, scratch / f"{step_id}.bundle")
             found.append(Upstream(step_id, str(result["commit"]), bundle))
         return found
@@ -146,11 +141,11 @@ class StepInputs:
         operator = self._operator
         name = operator.prompt
         texts: dict[str, tuple[str, str | None]] = {}
-        if name.startswith("s3://"):
+        if prompt_url(name):
             from airflow_agent_provider.hooks.prompt_text import read_s3_text
 
             texts[name] = read_s3_text(name, self._settings.aws_conn_id)
-        elif not is_prompt_file(name):
+        elif not prompt_file(name):
             texts[self._inline_name] = (name, None)
             name = self._inline_name
         names = self._names(workspace)

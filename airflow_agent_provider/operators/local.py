@@ -22,7 +22,6 @@ from airflow_agent_provider.agents.contract import (
 )
 from airflow_agent_provider.agents.failures import AgentFailed, Interrupted
 from airflow_agent_provider.hooks.agent import LocalAgentHook
-from airflow_agent_provider.hooks.lease import Superseded
 from airflow_agent_provider.operators.attempt import Attempt, Work
 from airflow_agent_provider.operators.inputs import redact
 from airflow_agent_provider.operators.transcript import Transcript
@@ -48,7 +47,7 @@ class LocalAttempt(Attempt):
     def __init__(self, operator: AgentOperator, context: Context) -> None:
         super().__init__(operator, context)
         self._agent: AgentSession | None = None
-        self._lost = ""
+        self._lost: Interrupted | None = None
         self._files: Mapping[str, Path] = {}
         self._kept_at: float | None = None
         self._transcript = Transcript(
@@ -83,10 +82,10 @@ class LocalAttempt(Attempt):
         """Return the agent's portable files, as they are now or were when it ended."""
         return self._agent.portable_files() if self._agent else self._files
 
-    def on_lost(self, reason: str) -> None:
+    def on_lost(self, lost: Interrupted) -> None:
         """Interrupt the agent, and end the process if it does not end by itself."""
-        super().on_lost(reason)
-        self._lost = reason
+        super().on_lost(lost)
+        self._lost = lost
         self.stop()
         timer = threading.Timer(LOST_GRACE_SECONDS, self._end_process)
         timer.daemon = True
@@ -126,8 +125,8 @@ class LocalAttempt(Attempt):
             self._kept_at = now
 
     def _raise_if_lost(self) -> None:
-        if self._lost:
-            raise Superseded(self._lost)
+        if self._lost is not None:
+            raise self._lost
 
     def _restore(self) -> str:
         """Make the session's home; return the prompt, which says if it continues earlier work."""

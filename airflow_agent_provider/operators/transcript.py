@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from airflow_agent_provider.agents.contract import AgentEvent, EventKind
 
 if TYPE_CHECKING:
-    import logging
+    from airflow.sdk.types import Logger
 
 #: A segment is stored when it has this many events or its first one is this many seconds old.
 SEGMENT_EVENTS = 200
@@ -32,7 +32,7 @@ class Transcript:
         self,
         store: Callable[[int, bytes], None],
         redact: Callable[[str], str],
-        log: logging.Logger,
+        log: Logger,
     ) -> None:
         self._store = store
         self._redact = redact

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 
 class Ended(Exception):
@@ -33,7 +35,7 @@ class Processes:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._child: subprocess.Popen[str] | None = None
+        self._child: subprocess.Popen[bytes] | None = None
         self._ended = threading.Event()
 
     @property
@@ -52,34 +54,42 @@ class Processes:
         :param timeout: seconds after which it is killed, with all of its group.
         :raises Ended: if :meth:`end` was called before or meanwhile.
         """
+        # A file, not a pipe: a program left in the background would hold the pipe open.
+        with tempfile.TemporaryFile() as output:
+            child = self._start(command, folder, env, output)
+            try:
+                child.wait(timeout)
+                note = ""
+            except subprocess.TimeoutExpired:
+                note = f"\nkilled after {timeout:g} s"
+            finally:
+                # What the program left in the background goes with it.
+                _kill_group(child)
+                with self._lock:
+                    self._child = None
+            child.wait()
+            output.seek(0)
+            text = output.read().decode(errors="replace") + note
+        if self._ended.is_set():
+            raise Ended
+        return Finished(child.returncode, text)
+
+    def _start(
+        self, command: Sequence[str], folder: Path, env: Mapping[str, str], output: IO[bytes]
+    ) -> subprocess.Popen[bytes]:
         with self._lock:
             if self._ended.is_set():
                 raise Ended
-            child = self._child = subprocess.Popen(
+            self._child = subprocess.Popen(
                 list(command),
                 cwd=folder,
                 env=dict(env),
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
+                stdout=output,
                 stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
                 start_new_session=True,
             )
-        try:
-            output, _ = child.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            _kill_group(child)
-            output, _ = child.communicate()
-            output += f"\nkilled after {timeout:g} s"
-        finally:
-            # What the program left in the background goes with it.
-            _kill_group(child)
-            with self._lock:
-                self._child = None
-        if self._ended.is_set():
-            raise Ended
-        return Finished(child.returncode, output)
+            return self._child
 
     def end(self) -> None:
         """Kill what runs and start nothing any more; callable from any thread."""
@@ -89,6 +99,6 @@ class Processes:
                 _kill_group(self._child)
 
 
-def _kill_group(child: subprocess.Popen[str]) -> None:
+def _kill_group(child: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)

@@ -39,6 +39,10 @@ class Write(_Strict):
 class Fail(_Strict):
     """Answer a request as a vendor in trouble does.
 
+    For an agent on the worker the request is one to its model. For a hosted agent it is whichever
+    comes next, to start a run or to look at one; ``drop`` carries out what starts a run and loses
+    the answer, and ``hang`` lets the run go on without an end until it is cancelled.
+
     :param status: HTTP status; None to fail in ``how``'s way.
     :param how: what happens instead of an answer: ``drop`` cuts the stream, ``hang`` never
         answers, ``refuse`` closes the connection unread, ``error`` ends the run as failed.

@@ -28,6 +28,11 @@ _TEXT_LENGTH = 2000
 #: Seconds for ending the vendor's run, all tries included.
 CANCEL_TIMEOUT = 25.0
 
+#: Seconds in which no event may come after a task was deferred. Airflow's supervisor takes up to
+#: five to see that the deferring process has ended; if the task is resumed by then, the scheduler
+#: takes that end for the resumed task's death and retries it (measured on Airflow 3.3.2).
+SETTLE_SECONDS = 6.0
+
 
 class HostedRunTrigger(BaseTrigger):
     """Waits until a vendor's run has ended, and yields exactly one event.
@@ -56,7 +61,8 @@ class HostedRunTrigger(BaseTrigger):
     :param run_id: the vendor's id of the run.
     :param timeout_at: when the attempt's timeout is over: seconds since the epoch, or an ISO date.
     :param stall: seconds without a sign of life after which the run counts as stalled.
-    :param poll: seconds between two looks at the run.
+    :param poll: seconds between two looks at the run; None takes the connection's.
+    :param settle: seconds before the first look; see :data:`SETTLE_SECONDS`.
     """
 
     def __init__(
@@ -68,7 +74,8 @@ class HostedRunTrigger(BaseTrigger):
         run_id: str,
         timeout_at: float | str,
         stall: float,
-        poll: float = 10.0,
+        poll: float | None = None,
+        settle: float = 0.0,
     ) -> None:
         super().__init__()
         self.agent = agent
@@ -77,7 +84,8 @@ class HostedRunTrigger(BaseTrigger):
         self.run_id = run_id
         self.timeout_at = _epoch(timeout_at)
         self.stall = float(stall)
-        self.poll = float(poll)
+        self.poll = poll
+        self.settle = float(settle)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the arguments, for the triggerer's database row."""
@@ -91,6 +99,7 @@ class HostedRunTrigger(BaseTrigger):
                 "timeout_at": self.timeout_at,
                 "stall": self.stall,
                 "poll": self.poll,
+                "settle": self.settle,
             },
         )
 
@@ -129,10 +138,10 @@ class HostedRunTrigger(BaseTrigger):
 
     async def _wait(self) -> AgentFailure | None:
         hook = self._hook()
-        waiter = self._waiter()
         status = ""
-        decision = Decision(wait=waiter.first_wait())
         try:
+            waiter = self._waiter(self.poll or await hook.apoll_interval())
+            decision = Decision(wait=self.settle + waiter.first_wait())
             while decision.wait is not None:
                 await asyncio.sleep(decision.wait)
                 try:
@@ -158,13 +167,13 @@ class HostedRunTrigger(BaseTrigger):
         except (AgentFailure, TimeoutError) as error:
             log.warning("the run %s could not be cancelled: %s", self.run_id, error)
 
-    def _waiter(self) -> Waiter:
+    def _waiter(self, poll: float) -> Waiter:
         return Waiter(
             title=AGENTS[self.agent].title,
             run_id=self.run_id,
             timeout=self.timeout_at - time.time(),
             stall=self.stall,
-            poll=self.poll,
+            poll=poll,
             now=time.monotonic(),
         )
 
@@ -176,7 +185,11 @@ class HostedRunTrigger(BaseTrigger):
 
 
 def wait_for_run(
-    hook: HostedAgentHook, agent_id: str, run_id: str, limits: Limits, poll: float
+    hook: HostedAgentHook,
+    agent_id: str,
+    run_id: str,
+    limits: Limits,
+    poll: float | None = None,
 ) -> HostedRun:
     """Wait on the worker until the run has ended; return it, failed or not.
 
@@ -184,7 +197,7 @@ def wait_for_run(
     :param agent_id: the vendor's id of the agent.
     :param run_id: the vendor's id of the run.
     :param limits: the attempt's timeout and stall.
-    :param poll: seconds between two looks at the run.
+    :param poll: seconds between two looks at the run; None takes the connection's.
     :raises TimedOut: after the vendor's run was cancelled; so does ``Stalled``.
     :raises AgentFailure: of the class that the vendor's refusal has, if it cannot be watched.
     """
@@ -193,7 +206,7 @@ def wait_for_run(
         run_id=run_id,
         timeout=limits.remaining,
         stall=limits.stall,
-        poll=poll,
+        poll=poll or hook.poll_interval(),
         now=time.monotonic(),
     )
     status, run = "", None

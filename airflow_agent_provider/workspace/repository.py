@@ -150,7 +150,7 @@ class Mirror:
         """Fetch the ref of this full name and return its commit."""
         # Not the ref's own name: where "a" was a branch and now "a/b" is, the two cannot coexist.
         here = f"refs/agents/fetched/{hashlib.sha256(ref.encode()).hexdigest()[:32]}"
-        if not self._try_fetch([f"+{ref}:{here}"]):
+        if not is_ref(self.git, ref) or not self._try_fetch([f"+{ref}:{here}"]):
             raise InvalidDefinition(f"ref {ref} is not in repository {self.repository.name}")
         return self._fetched(here, ref)
 
@@ -263,6 +263,11 @@ def commit_tree(
         env |= {"GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date}
     arguments = [word for parent in parents for word in ("-p", parent)]
     return git.having(env=env).line("commit-tree", tree, *arguments, stdin=message.encode())
+
+
+def is_ref(git: Git, ref: str) -> bool:
+    """Return whether ``ref`` is a full ref name that git accepts, without wildcards."""
+    return git.complete("check-ref-format", ref, accept=(0, 1)).returncode == 0
 
 
 def remove_stale_locks(git_dir: Path) -> None:

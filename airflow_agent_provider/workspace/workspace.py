@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,7 @@ from airflow_agent_provider.workspace.repository import (
     Repository,
     commit_tree,
     empty_root,
+    is_ref,
 )
 from airflow_agent_provider.workspace.stage import Stage
 
@@ -215,12 +216,14 @@ class Workspace:
             self.path.mkdir()
             self._fill(commit)
 
-    def push(self, commit: str, branch: str) -> str:
+    def push(self, commit: str, branch: str, *, replaces: Collection[str] = ()) -> str:
         """Have ``commit`` on a branch of the repository; harmless if it is there already.
 
-        The branch only ever moves forward. Where a sibling step has pushed meanwhile, the merge of
-        both goes there.
+        Where a sibling step has pushed meanwhile, the merge of both goes there. Commits of steps
+        that are done anew leave the branch, so that it tells what an undisturbed run would.
 
+        :param replaces: ids of the steps whose commits ``commit`` makes obsolete: the step itself
+            and what depends on it.
         :returns: the branch's commit: ``commit``, or one that contains it.
         :raises MergeConflict: if the branch's work and this one do not go together; nothing was
             pushed then, and the step that depends on both will say the same.
@@ -231,7 +234,7 @@ class Workspace:
         self._need_remote()
         for _ in range(_PUSH_TRIES):
             there = self._remote_tip(branch)
-            wanted = self._joined(commit, there, branch)
+            wanted = self._joined(commit, there, branch, replaces)
             if wanted == there or self._push_once(wanted, branch, there):
                 return wanted
         raise Unavailable(
@@ -332,7 +335,7 @@ class Workspace:
         ref = f"refs/heads/{branch}"
         here = "refs/agents/fetched"
         with self.repository.remote(self._git) as git:
-            if git.complete("check-ref-format", ref, accept=(0, 1)).returncode:
+            if not is_ref(git, ref):
                 raise AgentFailed(f"{branch!r} is no name of a branch")
             try:
                 git.run(
@@ -355,14 +358,31 @@ class Workspace:
                 return commit
         return None
 
-    def _joined(self, commit: str, there: str | None, branch: str) -> str:
+    def _joined(
+        self, commit: str, there: str | None, branch: str, replaces: Collection[str]
+    ) -> str:
         if there is None or there == commit:
             return commit
         if self._git.commit(there) is None:
             self._fetch_branch(branch)
         with _local_failures():
-            step = f"step {self.attempt.step.step_id!r}"
-            return merge(self._git, [Side(f"branch {branch!r}", there), Side(step, commit)])
+            step = Side(f"step {self.attempt.step.step_id!r}", commit)
+            return merge(self._git, [*self._siblings(there, commit, branch, replaces), step])
+
+    def _siblings(
+        self, there: str, commit: str, branch: str, replaces: Collection[str]
+    ) -> list[Side]:
+        """Return what of the branch stays beside ``commit``: all of it, if nothing is replaced."""
+        listing = self._git.run(
+            "log", "--no-merges",
+            "--format=%H %(trailers:key=Agents-Step,valueonly,separator=%x20)",
+            there, f"^{commit}", f"^{self.base}",
+        )  # fmt: skip
+        beside = [line.partition(" ")[::2] for line in listing.decode().splitlines()]
+        # A commit that no step made is a person's, who may have built on any of the others.
+        if not all(step for _, step in beside) or not {step for _, step in beside} & set(replaces):
+            return [Side(f"branch {branch!r}", there)]
+        return [Side(f"step {step!r}", sha) for sha, step in beside if step not in replaces]
 
     def _push_once(self, commit: str, branch: str, there: str | None) -> bool:
         """Push; return False if the branch is no longer where it was seen."""

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from infra.local.api import AirflowApi
 from infra.local.aws import ROOT, Aws, free_ports, port_answers, start_ministack
@@ -29,6 +29,8 @@ TABLE = "airflow-agents"
 USER = "admin"
 #: The model whose tools the scripted model server speaks.
 MODEL = "gpt-5.5"
+#: Seconds between two looks at a hosted run; the stand-in grants more than the vendor does.
+POLL_INTERVAL = 0.5
 
 
 class Stack:
@@ -172,8 +174,12 @@ class Stack:
             *("--port-file", port_file),
         ]
         self.processes.start("rehearsal", command, cwd=self.folder, ready=port_file.exists)
-        self._connections["codex_default"] = _agent("codex", f"http://127.0.0.1:{model}/v1", MODEL)
-        self._connections["cursor_default"] = _agent("cursor", f"http://127.0.0.1:{cursor}")
+        self._connections["codex_default"] = _agent(
+            "codex", f"http://127.0.0.1:{model}/v1", {"model": MODEL}
+        )
+        self._connections["cursor_default"] = _agent(
+            "cursor", f"http://127.0.0.1:{cursor}", {"poll_interval": POLL_INTERVAL}
+        )
 
     def _start_airflow(self) -> None:
         passwords = self.folder / "passwords.json"
@@ -234,9 +240,10 @@ class Stack:
         }
 
 
-def _agent(kind: str, url: str, model: str | None = None) -> str:
-    extra = {"model": model} if model else {}
-    return json.dumps({"conn_type": kind, "host": url, "password": "rehearsal", "extra": extra})
+def _agent(kind: str, url: str, extra: Mapping[str, Any]) -> str:
+    # A key that cannot stand in any file: what agents leave is searched for Airflow's secrets.
+    key = f"key_{secrets.token_urlsafe(24)}"
+    return json.dumps({"conn_type": kind, "host": url, "password": key, "extra": extra})
 
 
 def _variable(setting: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +33,12 @@ class Bench:
 
     :param folder: what it may write.
     :param store: the artifacts.
+    :param dags: Airflow's DAG folder, emptied after the test.
     """
 
     folder: Path
     store: ArtifactStore
+    dags: Path
     monkeypatch: pytest.MonkeyPatch
     server: ModelServer | None = None
 
@@ -45,7 +48,7 @@ class Bench:
         self.server.start()
         connection = {
             "conn_type": "codex",
-            "host": f"{self.server.url}/v1",
+            "host": self.server.url,
             "password": "sk-rehearsal-3f9d2c71a8",
             "extra": {"model": "gpt-5.5"},
         }
@@ -77,15 +80,20 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setenv("AIRFLOW__AGENTS__ARTIFACTS", url)
     monkeypatch.setenv("AIRFLOW__AGENTS__WORKSPACES", str(tmp_path / "workspaces"))
     monkeypatch.setenv("AIRFLOW__AGENTS__PUSH", "always")
-    found = Bench(tmp_path, open_store(url), monkeypatch)
+    dags = Path(os.environ["AIRFLOW_HOME"]) / "dags"
+    dags.mkdir(exist_ok=True)
+    found = Bench(tmp_path, open_store(url), dags, monkeypatch)
     yield found
+    shutil.rmtree(found.dags)
     if found.server is not None:
         found.server.stop()
 
 
-def load(file: Path) -> Any:
-    """Return the ``dag`` of a DAG file."""
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+def load(bench: Bench, file: Path) -> Any:
+    """Return the ``dag`` of a DAG file, from Airflow's DAG folder: elsewhere it is not known."""
+    copy = bench.dags / file.name
+    shutil.copyfile(file, copy)
+    spec = importlib.util.spec_from_file_location(f"test_dag_{file.stem}", copy)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -93,15 +101,18 @@ def load(file: Path) -> Any:
     return module.dag
 
 
-def one_step(**arguments: Any) -> Any:
+def one_step(bench: Bench, **arguments: Any) -> Any:
     """Return a DAG of one Codex step without retries."""
-    from airflow.sdk import DAG
-
-    from airflow_agent_provider.operators.codex import CodexAgentOperator
-
-    with DAG(f"one-{os.urandom(4).hex()}", schedule=None) as dag:
-        CodexAgentOperator(task_id="work", retries=0, **{"prompt": "Do the work.", **arguments})
-    return dag
+    name = f"one-{os.urandom(4).hex()}"
+    file = bench.folder / f"{name}.py"
+    file.write_text(
+        "from airflow.sdk import DAG\n"
+        "from airflow_agent_provider.operators.codex import CodexAgentOperator\n"
+        f"with DAG({name!r}, schedule=None) as dag:\n"
+        "    CodexAgentOperator(task_id='work', retries=0, "
+        f"**{ {'prompt': 'Do the work.', **arguments}!r})\n"
+    )
+    return load(bench, file)
 
 
 def test_the_hand_written_example_runs(bench: Bench) -> None:
@@ -115,7 +126,7 @@ def test_the_hand_written_example_runs(bench: Bench) -> None:
         - say: {correct: true, doubts: []}
     """)
     remote = bench.repository({"README.md": "# Project\n"})
-    run = load(EXAMPLES / "changelog.py").test(
+    run = load(bench, EXAMPLES / "changelog.py").test(
         run_conf={"repository": str(remote), "audience": "developers"}
     )
     assert run.state == "success"
@@ -211,7 +222,7 @@ def test_what_goes_wrong_is_classified(
     bench: Bench, script: str, arguments: dict[str, Any], failure_class: str, reason: str
 ) -> None:
     bench.rehearse(script)
-    run = one_step(**arguments).test()
+    run = one_step(bench, **arguments).test()
     assert run.state == "failed"
     failure = bench.outcomes()["work"]["failure"]
     assert failure["failure_class"] == failure_class
@@ -221,7 +232,7 @@ def test_what_goes_wrong_is_classified(
 def test_a_ref_that_is_not_there_is_one_line(bench: Bench) -> None:
     bench.rehearse("work: [{say: Done.}]")
     remote = bench.repository({"a": "b"})
-    one_step(repository=str(remote), ref="v9").test()
+    one_step(bench, repository=str(remote), ref="v9").test()
     reason = bench.outcomes()["work"]["failure"]["reason"]
     assert "v9" in reason
     assert "main" in reason
@@ -230,11 +241,12 @@ def test_a_ref_that_is_not_there_is_one_line(bench: Bench) -> None:
 
 def test_the_work_of_a_failed_attempt_is_kept(bench: Bench) -> None:
     bench.rehearse("work: [{write: {path: half.txt, content: half}}, {say: Done.}]")
-    one_step(output_path="plan.md").test()
+    one_step(bench, output_path="plan.md").test()
     outcome = bench.outcomes()["work"]
     assert outcome["commit"]
     bundle = bench.folder / "kept.bundle"
-    bench.store.fetch(bench.store.key(outcome["artifacts"]["checkpoint.bundle"]), bundle)
+    kept = [uri for name, uri in outcome["artifacts"].items() if name.endswith(".bundle")]
+    bench.store.fetch(bench.store.key(kept[-1]), bundle)
     heads = git(bench.folder, "bundle", "list-heads", str(bundle))
     assert outcome["commit"] in heads
 
@@ -242,7 +254,7 @@ def test_the_work_of_a_failed_attempt_is_kept(bench: Bench) -> None:
 def test_a_read_only_step_cannot_change_anything(bench: Bench) -> None:
     bench.rehearse("work: [{run: echo x > README.md}, {say: Tried.}]")
     remote = bench.repository({"README.md": "# Project\n"})
-    run = one_step(access="read_only", repository=str(remote)).test()
+    run = one_step(bench, access="read_only", repository=str(remote)).test()
     outcome = bench.outcomes()["work"]
     branch = outcome["branch"]
     assert run.state == "success"

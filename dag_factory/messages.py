@@ -1,0 +1,186 @@
+"""Pydantic's errors in our words: what is wrong, and what is allowed or the nearest right word."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from dag_factory.definition import (
+    LATER,
+    LATER_KINDS,
+    Agent,
+    Defaults,
+    Output,
+    Repository,
+    Retry,
+    Step,
+    Workflow,
+)
+from dag_factory.errors import Fault, nearest, show
+
+# The model that a value of this key is held against.
+_MODELS: dict[str | None, type[BaseModel]] = {
+    None: Workflow,
+    "steps": Step,
+    "defaults": Defaults,
+    "agent": Agent,
+    "output": Output,
+    "retry": Retry,
+    "repository": Repository,
+}
+
+# What a value of this key looks like.
+_FORMS = {
+    "agent": "a name, or a mapping of name, model, connection and options",
+    "output": "a path, or a mapping of path and schema",
+    "retry": "a number, or a mapping of count, delay, backoff and max_delay",
+    "repository": "a URL, or a mapping of url, ref and connection",
+    "depends_on": "the id of a step, or a list of ids",
+    "schedule": "a cron expression such as '0 6 * * 1-5', a preset such as @daily, or none",
+    "steps": "a list of steps, each of which starts with '- id: …'",
+    "params": "a mapping of names to JSON schemas such as {type: string, default: x}",
+    "tags": "a list such as [docs, nightly]",
+    "context": "a mapping of names to values",
+    "options": "a mapping of names to values",
+    "defaults": "a mapping of keys that steps have too",
+    None: "a workflow is a mapping that has a name and steps",
+}
+
+
+def translate(error: ValidationError) -> Iterator[Fault]:
+    """Yield what pydantic found wrong with a :class:`~dag_factory.definition.Workflow`."""
+    for details in error.errors(include_url=False):
+        if not _follows_from_kind(details):
+            yield _TRANSLATIONS.get(details["type"], _other)(details)
+
+
+def _follows_from_kind(details: ErrorDetails) -> bool:
+    """Return whether only a step that is not supported yet, and reported as such, lacks a key."""
+    return details["type"] == "missing" and not LATER_KINDS.isdisjoint(details["input"])
+
+
+def _key(details: ErrorDetails) -> str | None:
+    return next((part for part in reversed(details["loc"]) if isinstance(part, str)), None)
+
+
+def _model(path: tuple[str | int, ...]) -> type[BaseModel]:
+    key = next((part for part in reversed(path) if isinstance(part, str)), None)
+    return _MODELS[key]
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _called(details: ErrorDetails) -> str:
+    """Return how the value is called: by its key, and in a list by its number from 1."""
+    path = details["loc"]
+    if not path:
+        return "the file"
+    if isinstance(path[-1], int):
+        return f"item {path[-1] + 1} of {_key(details)!r}"
+    return repr(path[-1])
+
+
+def _unknown_key(details: ErrorDetails) -> Fault:
+    path = details["loc"]
+    model, key = _model(path[:-1]), str(path[-1])
+    if key in LATER.get(model.__name__, ()):
+        return Fault(path, f"{key!r} is not supported yet; remove it", at_key=True)
+    return Fault(path, f"unknown key {show(key)}; {nearest(key, _keys(model))}", at_key=True)
+
+
+def _missing(details: ErrorDetails) -> Fault:
+    path, key = details["loc"][:-1], details["loc"][-1]
+    owner = _MODELS[_key({**details, "loc": path})].__name__.lower()
+    step_id = details["input"].get("id")
+    if owner == "step" and isinstance(step_id, str):
+        return Fault(path, f"step {show(step_id)} has no {key!r}; add it")
+    return Fault(path, f"the {owner} has no {key!r}; add it")
+
+
+def _wrong_type(expected: str, advice: str) -> Callable[[ErrorDetails], Fault]:
+    def translation(details: ErrorDetails) -> Fault:
+        called, value = _called(details), details["input"]
+        if value is None:
+            return Fault(details["loc"], f"{called} is empty; give it a value, or remove it")
+        form = _FORMS.get(_form_key(details), advice)
+        return Fault(details["loc"], f"{called} is {show(value)}, not {expected}; {form}")
+
+    return translation
+
+
+def _form_key(details: ErrorDetails) -> str | None:
+    # The form of a list's key says nothing of its items, except that steps are mappings.
+    path = details["loc"]
+    if path and isinstance(path[-1], int):
+        return "item"
+    return _key(details)
+
+
+def _text(details: ErrorDetails) -> Fault:
+    quotable = isinstance(details["input"], bool | int | float)
+    advice = "put it in quotes" if quotable else "write it as one text"
+    return _wrong_type("text", advice)(details)
+
+
+def _mapping(details: ErrorDetails) -> Fault:
+    if details["loc"][:1] == ("steps",) and len(details["loc"]) == 2:
+        return _wrong_type("a mapping", "a step starts with '- id: …'")(details)
+    if details["loc"][:1] == ("params",) and len(details["loc"]) > 1:
+        return _wrong_type("a JSON schema", "such as {type: string, default: x}")(details)
+    return _wrong_type("a mapping", "write 'key: value' in lines of their own")(details)
+
+
+def _choice(details: ErrorDetails) -> Fault:
+    allowed = re.findall("'([^']*)'", str(details.get("ctx", {}).get("expected")))
+    value = details["input"]
+    hint = nearest(value, allowed) if isinstance(value, str) else f"allowed: {', '.join(allowed)}"
+    return Fault(details["loc"], f"{_called(details)} cannot be {show(value)}; {hint}")
+
+
+def _range(details: ErrorDetails) -> Fault:
+    text = f"{_called(details)} is {show(details['input'])}; a whole number from 0 to 100"
+    return Fault(details["loc"], text)
+
+
+def _empty(details: ErrorDetails) -> Fault:
+    return Fault(details["loc"], f"{_called(details)} is empty; give it a value, or remove it")
+
+
+def _too_long(details: ErrorDetails) -> Fault:
+    longest = details.get("ctx", {}).get("max_length")
+    return Fault(details["loc"], f"{_called(details)} is too long; at most {longest} characters")
+
+
+def _own(details: ErrorDetails) -> Fault:
+    return Fault(details["loc"], str(details["ctx"]["error"]))
+
+
+def _other(details: ErrorDetails) -> Fault:
+    message = details["msg"]
+    form: Any = _FORMS.get(_key(details), "see the workflow language")
+    return Fault(details["loc"], f"{_called(details)}: {message[:1].lower()}{message[1:]}; {form}")
+
+
+_TRANSLATIONS: dict[str, Callable[[ErrorDetails], Fault]] = {
+    "extra_forbidden": _unknown_key,
+    "missing": _missing,
+    "string_type": _text,
+    "int_type": _wrong_type("a whole number", "such as 3"),
+    "bool_type": _wrong_type("true or false", "write true or false"),
+    "list_type": _wrong_type("a list", "write [a, b]"),
+    "dict_type": _mapping,
+    "model_type": _mapping,
+    "literal_error": _choice,
+    "greater_than_equal": _range,
+    "less_than_equal": _range,
+    "too_short": _empty,
+    "string_too_short": _empty,
+    "string_too_long": _too_long,
+    "value_error": _own,
+}
