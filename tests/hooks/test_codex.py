@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from airflow_agent_provider.agents import failures as f
-from airflow_agent_provider.agents.contract import Access, EventKind, Limits
+from airflow_agent_provider.agents.contract import Access, EventKind, Limits, ToolKind
 from airflow_agent_provider.hooks.codex import DEFAULT_URL, CodexHook
 from tests.conformance.rigs import PROMPT, Attempt, CodexRig, CodexScriptRig, follow, git
 from tests.conformance.test_agent_hooks import eventually, processes_that_name
@@ -296,13 +296,12 @@ def test_leaving_a_turn_early_interrupts_it(rig: CodexRig) -> None:
     rig.rehearse({"run": "touch running; sleep 309"}, {"say": "x"})
     with rig.start() as session:
         turn = session.turn(PROMPT)
-        for _ in turn:
-            if (rig.workspace / "running").exists():
-                break
-            if session.session is None:
-                continue
+        assert next(event for event in turn if event.tool is ToolKind.EXECUTE)
         turn.close()
     assert not processes_that_name(str(rig.folder))
+    # The rollout, too, says that the turn is over.
+    (rollout,) = session.portable_files().values()
+    assert "turn_aborted" in rollout.read_text()
 
 
 def test_a_large_and_odd_output_passes(rig: CodexRig) -> None:
