@@ -177,7 +177,7 @@ def _settle_seconds() -> float:
     If the task is resumed by then, the scheduler takes that end for the resumed task's death and
     retries it (measured on Airflow 3.3.2).
     """
-    return conf.getfloat("workers", "min_heartbeat_interval") + 1.0
+    return float(conf.getfloat("workers", "min_heartbeat_interval")) + 1.0
 
 
 def trigger_failure(error: str, traceback: list[str] | None) -> AgentFailure:
