@@ -64,9 +64,9 @@ class Run:
             task, supervisor = codex.parents()[:2]
             return Victim(task, supervisor, agents)
 
-        return wait_for(found, 120, lambda: f"{step.prefix} has no checkpoint: {self.keys()}")
+        return wait_for(found, 120, lambda: f"{step.prefix} has no checkpoint: {self.artifacts()}")
 
-    def keys(self) -> list[str]:
+    def artifacts(self) -> list[str]:
         return list(self.store.keys(self.step("kill-middle").prefix))
 
     def outcome(self, step_id: str, attempt: int) -> dict:
@@ -115,7 +115,7 @@ def assert_nothing_was_redone(run: Run) -> None:
         f"kill-first: {WORKFLOW}",
     ]
     session = run.outcome("kill-middle", 2)["session"]
-    assert any(session in key for key in run.keys() if "/1/checkpoints/0001/session/" in key)
+    assert any(session in key for key in run.artifacts() if "/1/checkpoints/0001/session/" in key)
     home = run.live.stack.workspaces / run.step("kill-middle").prefix / "home"
     wait_for(
         lambda: not with_variable(f"HOME={home}") or None, 30, lambda: "an agent process is left"
@@ -151,12 +151,12 @@ def test_an_attempt_that_wakes_up_late_can_write_nothing(run: Run) -> None:
         run.live.api.wait_for_task(
             WORKFLOW, run.run_id, "kill-middle", ["success"], within=200, try_number=2
         )
-        before = [key for key in run.keys() if "/kill-middle/-1/1/" in key]
+        before = [key for key in run.artifacts() if "/kill-middle/-1/1/" in key]
     finally:
         for process in stopped:
             process.resume()
     wait_for(lambda: not victim.task.is_running() or None, 60, lambda: "the old one lives on")
-    assert [key for key in run.keys() if "/kill-middle/-1/1/" in key] == before
+    assert [key for key in run.artifacts() if "/kill-middle/-1/1/" in key] == before
     late = Lease(run.store, AttemptKey(run.step("kill-middle"), 1), owner="late", ttl=LEASE_TTL)
     with pytest.raises(Superseded, match="attempt 2"):
         late.acquire(wait=0)
