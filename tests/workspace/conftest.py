@@ -54,7 +54,7 @@ class Origin:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
         self.git("add", "--all")
-        self.git("commit", "-q", "--allow-empty", "-m", f"Write {', '.join(files)}")
+        self.git("commit", "-q", "--allow-empty", "-m", f"Write {len(files)} files")
         self.git("push", "-q", "origin", f"HEAD:refs/heads/{branch}")
         return self.git("rev-parse", "HEAD")
 
@@ -62,14 +62,14 @@ class Origin:
         return self.git("rev-parse", ref, cwd=self.path)
 
 
-@pytest.fixture()
+@pytest.fixture
 def origin(tmp_path: Path) -> Origin:
     made = Origin(tmp_path / "user")
     made.commit({"README.md": "# Demo\n", "src/app.py": "one\ntwo\nthree\n"})
     return made
 
 
-@pytest.fixture()
+@pytest.fixture
 def root(tmp_path: Path) -> Path:
     return tmp_path / "worker"
 
@@ -78,12 +78,12 @@ def attempt_of(step_id: str, number: int = 1) -> AttemptKey:
     return AttemptKey(StepKey("demo", RUN_ID, step_id), number)
 
 
-@pytest.fixture()
+@pytest.fixture
 def attempt() -> Callable[..., AttemptKey]:
     return attempt_of
 
 
-@pytest.fixture()
+@pytest.fixture
 def prepare(origin: Origin, root: Path) -> Callable[..., Workspace]:
     """Return a function that prepares a step's workspace on the origin's main branch."""
 

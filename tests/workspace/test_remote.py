@@ -74,7 +74,7 @@ def test_refused_credentials_name_the_connection() -> None:
     assert "repository_conn_id" in remote_failure(error, "u").reason
 
 
-@pytest.fixture()
+@pytest.fixture
 def http_status() -> Iterator[ThreadingHTTPServer]:
     """A git server that answers everything with the status in the URL's first folder."""
 
