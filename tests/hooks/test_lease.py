@@ -168,6 +168,32 @@ def test_a_dead_attempt_is_outwaited(lease: Make, clock: Clock) -> None:
     assert second.held
 
 
+def test_a_living_holder_is_never_outwaited(lease: Make, clock: Clock) -> None:
+    one, other = lease(1), lease(1)
+    one.acquire(0)
+    for _ in range(5):
+        with pytest.raises(Interrupted, match="still works"):
+            other.acquire(0)
+        clock.now += TTL - 1
+        one.renew()
+    with pytest.raises(Interrupted):
+        other.acquire(TTL - 0.1)
+    assert not other.held
+
+
+def test_nobody_takes_it_a_moment_too_early(lease: Make, clock: Clock) -> None:
+    first, second = lease(1), lease(2)
+    first.acquire(0)
+    with pytest.raises(Interrupted):
+        second.acquire(0)
+    clock.now += TTL - 0.001
+    with pytest.raises(Interrupted):
+        second.acquire(0)
+    clock.now += 0.001
+    second.acquire(0)
+    assert not first.held
+
+
 def test_announcing_is_no_sign_of_life(lease: Make, clock: Clock) -> None:
     """The newcomer's own write must not make it wait for another whole time to live."""
     lease(1).acquire(0)
@@ -323,7 +349,13 @@ class Rivals(RuleBasedStateMachine):
         self.act(who, what)
         self.store.meanwhile = None
 
-    @rule(seconds=st.sampled_from([1.0, TTL / 6, TTL / 2, TTL - 0.5, TTL]))
+    @rule(who=who, rival=who)
+    def two_meet(self, who: int, rival: int) -> None:
+        """The commonest story, so that the search need not find it by chance."""
+        self.act(who, "acquire")
+        self.act(rival, "acquire")
+
+    @rule(seconds=st.sampled_from([TTL / 2, TTL - 0.5, TTL]))
     def time_goes_on(self, seconds: float) -> None:
         self.clock.now += seconds
 
