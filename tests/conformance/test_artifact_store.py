@@ -20,6 +20,8 @@ from airflow_agent_provider.hooks.artifacts import (
 from tests.stacks import Aws
 
 RACERS = 8
+KEYS = 5
+ROUNDS = 3
 
 
 @pytest.fixture(params=["file", pytest.param("s3", marks=pytest.mark.integration)])
@@ -106,6 +108,8 @@ def test_what_is_not_there(store: ArtifactStore, elsewhere: Path) -> None:
 def test_a_folder_is_no_artifact(store: ArtifactStore) -> None:
     store.put("a/b/c", b"x")
     assert not store.exists("a/b")
+    assert store.read("a/b") is None
+    assert store.read("a/b/c/d") is None
 
 
 def test_keys_are_those_of_a_folder_sorted(store: ArtifactStore) -> None:
@@ -191,7 +195,7 @@ def race(worker: Callable[..., None], url: str) -> list[Any]:
 def create(url: str, number: int, results: Any) -> None:
     store = opened(url)
     won = []
-    for n in range(10):
+    for n in range(KEYS):
         try:
             store.put(f"race/{n}", str(number).encode())
             won.append(n)
@@ -203,7 +207,7 @@ def create(url: str, number: int, results: Any) -> None:
 def increment(url: str, number: int, results: Any) -> None:
     store = opened(url)
     done = 0
-    while done < 5:
+    while done < ROUNDS:
         content, version = store.read("counter") or (b"{}", None)
         counts = json.loads(content)
         counts[str(number)] = counts.get(str(number), 0) + 1
@@ -219,12 +223,12 @@ def increment(url: str, number: int, results: Any) -> None:
 def test_of_many_creators_one_wins(url: str) -> None:
     winners = {n: number for number, won in race(create, url) for n in won}
     store = opened(url)
-    assert {n: int(store.get(f"race/{n}")) for n in range(10)} == winners
-    assert len(list(store.keys(""))) == 10
+    assert {n: int(store.get(f"race/{n}")) for n in range(KEYS)} == winners
+    assert len(list(store.keys(""))) == KEYS
 
 
 @pytest.mark.integration
 def test_of_many_swappers_none_loses_an_update(url: str) -> None:
     race(increment, url)
     content, _ = opened(url).read("counter") or (b"", "")
-    assert json.loads(content) == {str(number): 5 for number in range(RACERS)}
+    assert json.loads(content) == {str(number): ROUNDS for number in range(RACERS)}

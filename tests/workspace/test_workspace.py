@@ -358,6 +358,12 @@ def test_checkpoints_work_while_the_agent_edits(prepare: Prepare) -> None:
     assert "kept.txt" in workspace.changed_paths(commit)
 
 
+def test_a_folder_that_cannot_be_made_is_a_failure(prepare: Prepare, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(AgentFailed, match=r"the workspace .*file"):
+        prepare(root=tmp_path / "file", base="a" * 40)
+
+
 def test_the_run_without_a_repository(root: Path, tmp_path: Path) -> None:
     base = resolve_base(Repository(), root / "mirrors")
     workspace = Workspace.prepare(
