@@ -32,8 +32,10 @@ format: setup
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
+bench: export AIRFLOW_HOME = $(CURDIR)/.demo/bench
 bench: setup
-	.venv/bin/python -m benchmarks
+	.venv/bin/python benchmarks/dag_build.py
+	.venv/bin/python benchmarks/step_overhead.py
 
 setup: .venv/installed .ministack/installed
 
