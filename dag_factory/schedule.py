@@ -123,6 +123,8 @@ def _mismatch(schema: dict[str, Any]) -> str | None:
             schema, registry=Registry(), format_checker=FormatChecker()
         )
         error = best_match(validator.iter_errors(schema["default"]))
+    except RecursionError:
+        return "it refers to itself without end"
     except Exception as failure:
         return one_line(failure) or type(failure).__name__
     return one_line(error.message) if error else None

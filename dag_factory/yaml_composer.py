@@ -211,6 +211,9 @@ _SYNTAX_ERRORS = {
     "found unknown escape character": (
         "an unknown escape; write \\\\ for a backslash, or use single quotes"
     ),
+    "did not find expected node content": (
+        "no value where one belongs; add it, or close the brackets before"
+    ),
     "expected ',' or ']'": "a list in brackets is not closed; add ',' or ']'",
     "expected ',' or '}'": "a mapping in braces is not closed; add ',' or '}'",
 }

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,6 +29,7 @@ from airflow_agent_provider.rehearsal.cursor_server import CursorServer  # noqa:
 from airflow_agent_provider.rehearsal.script import Script  # noqa: E402
 from infra.local.aws import Aws, start_ministack  # noqa: E402
 from infra.local.processes import Processes  # noqa: E402
+from tests.git_server import GitServer  # noqa: E402
 from tests.stand_ins import Remote, make_remote  # noqa: E402
 
 
@@ -82,3 +84,19 @@ def aws(ministack: Aws, monkeypatch: pytest.MonkeyPatch) -> Aws:
     account = Aws(ministack.endpoint, f"{random.randrange(10**11, 10**12)}")
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", account.connection())
     return account
+
+
+@pytest.fixture
+def s3_bucket(ministack: Aws) -> str:
+    """Return a new bucket."""
+    name = f"agents-{uuid.uuid4().hex}"
+    ministack.create_bucket(name)
+    return name
+
+
+@pytest.fixture
+def git_server() -> Iterator[GitServer]:
+    """Return a git server over HTTP that serves nothing yet."""
+    server = GitServer()
+    yield server
+    server.close()

@@ -115,7 +115,7 @@ def open_store(url: str, aws_conn_id: str = "aws_default") -> ArtifactStore:
     :raises InvalidDefinition: if the URL is of another kind.
     """
     parts = urlsplit(url)
-    if parts.scheme == "file" and parts.netloc in ("", "localhost") and parts.path:
+    if parts.scheme == "file" and parts.netloc in ("", "localhost") and parts.path[:1] == "/":
         from airflow_agent_provider.hooks.artifacts_local import LocalArtifactStore
 
         return LocalArtifactStore(Path(unquote(parts.path)))

@@ -71,7 +71,10 @@ class LocalArtifactStore(ArtifactStore):
 
     def get(self, key: str) -> bytes:
         """Return an artifact's bytes."""
-        return self._path(key).read_bytes()
+        found = self.read(key)
+        if found is None:
+            raise FileNotFoundError(f"there is no artifact {self.uri(key)}")
+        return found[0]
 
     def fetch(self, key: str, to: Path) -> None:
         """Copy an artifact to the file ``to``, whole or not at all."""
@@ -99,7 +102,7 @@ class LocalArtifactStore(ArtifactStore):
         """Return an object's bytes and its version, the SHA-256 of its bytes."""
         try:
             content = self._path(key).read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
         return content, hashlib.sha256(content).hexdigest()
 

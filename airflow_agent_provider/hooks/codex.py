@@ -95,10 +95,10 @@ class CodexHook(LocalAgentHook):
         return Vendor(self.conn_id, self._url(connection), key, model or None)
 
     def _url(self, connection: Any) -> str:
-        host = (connection.host or "").strip().rstrip("/")
+        host = (connection.host or "").strip()
         if not host:
             return DEFAULT_URL
-        url = host if "://" in host else f"https://{host}"
+        url = (host if "://" in host else f"https://{host}").rstrip("/")
         if connection.port:
             url = f"{url}:{connection.port}"
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:

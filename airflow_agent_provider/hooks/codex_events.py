@@ -46,7 +46,8 @@ _COMMAND_KINDS = {
     "search": ToolKind.SEARCH,
 }
 
-_WAIT = re.compile(r"try again in (?P<number>\d+(?:\.\d+)?)\s*(?P<unit>ms|s|m|h)\b", re.IGNORECASE)
+_PART = r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)"
+_WAIT = re.compile(rf"try again in (?P<parts>(?:{_PART})+)", re.IGNORECASE)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _HTTP_STATUS = re.compile(r"\bstatus:? (?P<status>[45]\d\d)\b")
 
@@ -280,7 +281,8 @@ def _unauthorized(raw: str) -> AgentFailure:
 
 def _rate_limited(raw: str) -> AgentFailure:
     wait = _WAIT.search(raw)
-    seconds = float(wait["number"]) * _SECONDS[wait["unit"].lower()] if wait else None
+    parts = re.findall(_PART, wait["parts"].lower()) if wait else []
+    seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts) if parts else None
     return RateLimited("the rate limit of the model's API is reached", raw=raw, retry_after=seconds)
 
 

@@ -86,7 +86,7 @@ class CodexOptions(BaseModel):
     ] = "codex"
     effort: Literal["minimal", "low", "medium", "high", "xhigh"] | None = None
     retries: int = Field(default=1, ge=0, le=10)
-    patience: float = Field(default=30.0, gt=0)
+    patience: float = Field(default=120.0, gt=0)
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,7 @@ class CodexSession(AgentSession):
         self._home = task.home / "codex"
         self._mark = uuid.uuid4().hex
         self._model = task.model or vendor.model
+        self._closed = False
         self._codex: Codex | None = None
         self._thread: Thread | None = None
         self._handle: TurnHandle | None = None
@@ -122,10 +123,10 @@ class CodexSession(AgentSession):
     def open(self) -> None:
         """Start the program and open the conversation."""
         program = _program()
-        self._make_home()
-        if self._options.sandbox == "codex":
-            _check_sandbox(program, self._environment())
         with self._failures("start"):
+            self._make_home()
+            if self._options.sandbox == "codex":
+                _check_sandbox(program, self._environment())
             self._codex = within(
                 self._patience(), lambda: self._start_program(program), "starting Codex"
             )
@@ -184,6 +185,7 @@ class CodexSession(AgentSession):
 
     def close(self) -> None:
         """End Codex and whatever it started, within seconds."""
+        self._closed = True
         codex, self._codex = self._codex, None
         if codex is not None:
             # A program that is gone already makes the SDK raise; what counts is what is left.
@@ -222,7 +224,7 @@ class CodexSession(AgentSession):
         own = {**self._environment(), _KEY_VARIABLE: self._vendor.key, MARK: self._mark}
         settings = [part for setting in self._settings() for part in ("--config", setting)]
         command = clean_command(program, {*INHERITED, *own})
-        return Codex(
+        codex = Codex(
             CodexConfig(
                 launch_args_override=(*command, *settings, "app-server", "--listen", "stdio://"),
                 cwd=str(self._task.workspace),
@@ -231,11 +233,16 @@ class CodexSession(AgentSession):
                 client_title="Airflow",
             )
         )
+        if self._closed:
+            # Too late: whoever waited has given up.
+            codex.close()
+        return codex
 
     def _settings(self) -> Iterator[str]:
         provider = f"model_providers.{_PROVIDER}"
         yield f"model_provider={_toml(_PROVIDER)}"
-        yield f'{provider}.name="OpenAI"'
+        # Not "OpenAI": of that, Codex expects services that a gateway need not have.
+        yield f'{provider}.name="Airflow"'
         yield f"{provider}.base_url={_toml(self._vendor.url)}"
         yield f"{provider}.env_key={_toml(_KEY_VARIABLE)}"
         yield f'{provider}.wire_api="responses"'
@@ -354,7 +361,10 @@ class CodexSession(AgentSession):
         return failure
 
     def _patience(self) -> float:
-        return min(_START_SECONDS, self._task.limits.remaining)
+        left = self._task.limits.remaining
+        if left <= 0:
+            raise TimedOut(f"the attempt's timeout of {self._task.limits.timeout:g} s is over")
+        return min(_START_SECONDS, left)
 
     @contextlib.contextmanager
     def _failures(self, doing: str) -> Iterator[None]:

@@ -258,28 +258,27 @@ class Lease:
 
     def _refuse_if_superseded(self, state: LeaseState) -> None:
         if state.newest > self._attempt.number:
-            raise Superseded(
+            lost = Superseded(
                 f"attempt {state.newest} of {self._name} has taken over from attempt "
                 f"{self._attempt.number}"
             )
+            self._lose(lost)
+            raise lost
 
     def _renew_again(self) -> None:
         """After a conflict: our own write whose answer was lost, or the end of the lease."""
         state, version = self._read()
-        lost = Superseded(f"the lease of {self._name} is gone")
         if state is not None:
-            try:
-                self._refuse_if_superseded(state)
-                if self._is_mine(state) and not state.released and version is not None:
-                    self._write(version, self._mine())
-                    return
-                lost = Superseded(
-                    f"attempt {state.attempt} of {self._name} is at work in {state.owner}"
-                )
-            except Superseded as newer:
-                lost = newer
-            except SwapConflict:
-                lost = Superseded(f"the lease of {self._name} was taken by another process")
+            self._refuse_if_superseded(state)
+        where = (
+            f"attempt {state.attempt} of it is at work in {state.owner}" if state else "it is gone"
+        )
+        if state is not None and self._is_mine(state) and not state.released:
+            where = "another process took it this moment"
+            with contextlib.suppress(SwapConflict):
+                self._write(version, self._mine())
+                return
+        lost = Superseded(f"{self._name} is no longer this process's: {where}")
         self._lose(lost)
         raise lost
 

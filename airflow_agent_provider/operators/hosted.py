@@ -10,6 +10,8 @@ import time
 from datetime import datetime
 from typing import Any, ClassVar
 
+from airflow.sdk.configuration import conf
+
 from airflow_agent_provider.agents.contract import AgentResult, Session, Usage
 from airflow_agent_provider.agents.failures import (
     AgentFailed,
@@ -20,7 +22,7 @@ from airflow_agent_provider.agents.failures import (
 )
 from airflow_agent_provider.hooks.agent import HostedAgentHook, HostedRun
 from airflow_agent_provider.operators.attempt import Attempt, Work
-from airflow_agent_provider.triggers.hosted import SETTLE_SECONDS, HostedRunTrigger, wait_for_run
+from airflow_agent_provider.triggers.hosted import HostedRunTrigger, wait_for_run
 
 
 class HostedAttempt(Attempt):
@@ -134,7 +136,7 @@ class HostedAttempt(Attempt):
                 timeout_at=time.time() + timeout,
                 stall=self.limits.stall,
                 poll=poll,
-                settle=SETTLE_SECONDS,
+                settle=_settle_seconds(),
             ),
             method_name="resume",
             kwargs={"started": self.started.isoformat()},
@@ -166,6 +168,16 @@ class HostedAttempt(Attempt):
         if not isinstance(self.hook, HostedAgentHook):
             raise AgentFailed(f"{self.hook.spec.title} is not hosted by its vendor")
         return self.hook
+
+
+def _settle_seconds() -> float:
+    """Return the seconds in which no event may come after a task was deferred.
+
+    Airflow's supervisor may see only at its next heartbeat that the deferring process has ended.
+    If the task is resumed by then, the scheduler takes that end for the resumed task's death and
+    retries it (measured on Airflow 3.3.2).
+    """
+    return float(conf.getfloat("workers", "min_heartbeat_interval")) + 1.0
 
 
 def trigger_failure(error: str, traceback: list[str] | None) -> AgentFailure:

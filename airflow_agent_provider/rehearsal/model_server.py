@@ -29,6 +29,9 @@ _MODEL = "rehearsal"
 _JOURNAL_LENGTH = 1000
 #: Characters of a message that are streamed at once.
 _DELTA = 40
+#: Tokens that a request is said to have at most: near the model's limit, Codex would ask for a
+#: summary of the session, which no script tells.
+_MOST_TOKENS = 50_000
 #: Seconds between two looks at whether a client that is left without an answer is still there.
 _HANG_POLL = 0.5
 
@@ -357,13 +360,13 @@ def _begun(item: Mapping[str, Any]) -> dict[str, Any]:
 
 def _usage(body: Mapping[str, Any], item: Mapping[str, Any]) -> dict[str, Any]:
     """Count about as a vendor does: four characters a token, all but the last item cached."""
-    items = body.get("input") or []
-    read = [len(json.dumps(part)) // 4 for part in items]
-    written = len(json.dumps(item)) // 4
-    usage = {
-        "input_tokens": sum(read),
-        "input_tokens_details": {"cached_tokens": sum(read[:-1])},
+    read = [len(json.dumps(part)) // 4 for part in body.get("input") or []]
+    tokens, cached = min(sum(read), _MOST_TOKENS), min(sum(read[:-1]), _MOST_TOKENS)
+    written = min(len(json.dumps(item)) // 4, _MOST_TOKENS)
+    return {
+        "input_tokens": tokens,
+        "input_tokens_details": {"cached_tokens": cached},
         "output_tokens": written,
         "output_tokens_details": {"reasoning_tokens": written // 5},
+        "total_tokens": tokens + written,
     }
-    return {**usage, "total_tokens": sum(read) + written}

@@ -10,6 +10,9 @@
         - fail: {status: 503, times: 2}
         - run: python -m pytest -q
         - say: Done.
+
+A resumed session goes on with the action after the last one that ran to its end; a fresh session
+starts over. After its last ``say``, a step says that again in every further turn.
 """
 
 from __future__ import annotations
@@ -49,7 +52,8 @@ class Fail(_Strict):
     :param code: the vendor's error code in the body, such as ``insufficient_quota``.
     :param message: the vendor's words in the body.
     :param retry_after: seconds, sent as the Retry-After header.
-    :param times: how many requests fail before the script goes on; None for all of them.
+    :param times: how many requests fail before the script goes on; None for all of them. An
+        agent that repeats failed requests by itself, as Codex does, uses up several.
     """
 
     status: int | None = None

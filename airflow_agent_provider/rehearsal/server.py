@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
-import importlib.util
 import json
 import os
 import signal
@@ -15,10 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from airflow_agent_provider.rehearsal.cursor_server import CursorServer
 from airflow_agent_provider.rehearsal.model_server import ModelServer
 from airflow_agent_provider.rehearsal.script import Script, ScriptError, load_script
-
-_CURSOR = "airflow_agent_provider.rehearsal.cursor_server"
 
 
 class _StandIn(Protocol):
@@ -85,11 +82,10 @@ def _signals() -> threading.Event:
 
 
 def _stand_ins(script: Script, options: argparse.Namespace) -> dict[str, _StandIn]:
-    servers: dict[str, _StandIn] = {"model": ModelServer(script, port=options.model_port)}
-    if importlib.util.find_spec(_CURSOR) is not None:
-        cursor = importlib.import_module(_CURSOR)
-        servers["cursor"] = cursor.CursorServer(script, port=options.cursor_port)
-    return servers
+    return {
+        "model": ModelServer(script, port=options.model_port),
+        "cursor": CursorServer(script, port=options.cursor_port),
+    }
 
 
 def _write_atomically(path: Path, text: str) -> None:

@@ -28,11 +28,6 @@ _TEXT_LENGTH = 2000
 #: Seconds for ending the vendor's run, all tries included.
 CANCEL_TIMEOUT = 25.0
 
-#: Seconds in which no event may come after a task was deferred. Airflow's supervisor takes up to
-#: five to see that the deferring process has ended; if the task is resumed by then, the scheduler
-#: takes that end for the resumed task's death and retries it (measured on Airflow 3.3.2).
-SETTLE_SECONDS = 6.0
-
 
 class HostedRunTrigger(BaseTrigger):
     """Waits until a vendor's run has ended, and yields exactly one event.
@@ -62,7 +57,7 @@ class HostedRunTrigger(BaseTrigger):
     :param timeout_at: when the attempt's timeout is over: seconds since the epoch, or an ISO date.
     :param stall: seconds without a sign of life after which the run counts as stalled.
     :param poll: seconds between two looks at the run; None takes the connection's.
-    :param settle: seconds before the first look; see :data:`SETTLE_SECONDS`.
+    :param settle: seconds before the first look.
     """
 
     def __init__(

@@ -80,7 +80,6 @@ _FIXED = {
     "GIT_TERMINAL_PROMPT": "0",
     "GIT_ALLOW_PROTOCOL": "file:git:http:https:ssh",
     "GIT_NO_REPLACE_OBJECTS": "1",
-    "GIT_LITERAL_PATHSPECS": "1",
     # Error texts are classified by their words.
     "LC_ALL": "C",
 }

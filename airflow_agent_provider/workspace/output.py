@@ -38,8 +38,10 @@ def read_beneath(root: Path, path: str, max_bytes: int) -> bytes:
         file = _open(folder, name, _FILE, path)
     finally:
         os.close(folder)
-    with os.fdopen(file, "rb") as stream:
-        return _read(stream.fileno(), path, max_bytes)
+    try:
+        return _read(file, path, max_bytes)
+    finally:
+        os.close(file)
 
 
 def _parts(path: str) -> tuple[str, ...]:

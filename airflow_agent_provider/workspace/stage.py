@@ -150,11 +150,11 @@ class Stage:
         if not found:
             return
         # Build folders and package caches hold clones, and git never enters what is ignored.
-        ignored = self._git.names(
-            "check-ignore", "-z", "--stdin", stdin=join_names(found), accept=(0, 1)
-        )
+        # The dot keeps git from reading a name as one of its patterns.
+        asked = join_names(f"./{path}" for path in found)
+        ignored = self._git.names("check-ignore", "-z", "--stdin", stdin=asked, accept=(0, 1))
         for path in found:
-            if path not in ignored:
+            if f"./{path}" not in ignored:
                 raise _nested_repository(path)
 
 

@@ -304,9 +304,8 @@ class Workspace:
         run_git(["init", "--quiet", "--template=", str(self.path)], cwd=self.path)
         _borrow(git_dir, self._git.git_dir / "objects")
         agent = Git(git_dir, work_tree=self.path)
-        name, email = IDENTITY
-        agent.run("config", "user.name", name)
-        agent.run("config", "user.email", email)
+        with (git_dir / "config").open("a") as config:
+            config.write(f"[user]\n\tname = {IDENTITY[0]}\n\temail = {IDENTITY[1]}\n")
         agent.run("update-ref", self._branch_ref, self.start)
         agent.run("symbolic-ref", "HEAD", self._branch_ref)
         # With the index come the files' times, so that the agent's first status reads no file.
@@ -420,3 +419,5 @@ def _local_failures() -> Iterator[None]:
         raise AgentFailed(
             f"the workspace's git failed: {error.reason}", raw=error.stderr or None
         ) from error
+    except OSError as error:
+        raise AgentFailed(f"the workspace cannot be written or read: {error}") from error

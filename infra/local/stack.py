@@ -214,6 +214,9 @@ class Stack:
             "core.parallelism": str(self._parallelism),
             "core.test_connection": "Enabled",
             "core.hostname_callable": "socket.gethostname",
+            # Ends of tasks are noticed soon, and a busy machine is no reason to give a task up.
+            "workers.min_heartbeat_interval": "1",
+            "workers.execution_api_timeout": "60",
             "core.fernet_key": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
             "core.execution_api_server_url": f"{self.url}/execution/",
             "core.simple_auth_manager_passwords_file": str(passwords),

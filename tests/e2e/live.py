@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from airflow_agent_provider.hooks.artifacts import ArtifactStore, open_store
 from infra.local.api import AirflowApi
 from infra.local.aws import ROOT
 from infra.local.stack import Stack
@@ -22,6 +23,8 @@ HEARTBEATS = {
     "scheduler.task_instance_heartbeat_timeout": "30",
     "scheduler.task_instance_heartbeat_timeout_detection_interval": "5",
 }
+#: Seconds, instead of 60, until a step's lease is taken from an attempt that lives no more.
+LEASE_TTL = 15
 #: New, mended and broken files are noticed soon.
 PARSING = {
     "dag_processor.refresh_interval": "5",
@@ -52,6 +55,12 @@ class Live:
     def api(self) -> AirflowApi:
         """Airflow's public API."""
         return self.stack.api
+
+    def store(self) -> ArtifactStore:
+        """Return the artifact store, as a test process reaches it."""
+        if self.stack.stores:
+            os.environ["AIRFLOW_CONN_AWS_DEFAULT"] = self.stack.aws.connection()
+        return open_store(self.stack.artifacts)
 
     def repository(self, name: str, files: Mapping[str, str] | None = None) -> Path:
         """Return a new bare repository with one commit on ``main``.
@@ -87,7 +96,7 @@ def start_live(folder: Path, *, stores: bool = True, **settings: str) -> Iterato
         dags=folder / "dags",
         script=script,
         stores=stores,
-        settings={**HEARTBEATS, **PARSING, **more},
+        settings={**HEARTBEATS, **PARSING, "agents.lease_ttl": str(LEASE_TTL), **more},
     ) as stack:
         yield Live(stack, folder / "dags")
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,21 +11,13 @@ import pytest
 
 from airflow_agent_provider.agents.failures import Superseded
 from airflow_agent_provider.agents.identity import AttemptKey, StepKey
-from airflow_agent_provider.hooks.artifacts import ArtifactStore, open_store
+from airflow_agent_provider.hooks.artifacts import ArtifactStore
 from airflow_agent_provider.hooks.lease import Lease
 from infra.local.api import wait_for
-from tests.e2e.live import Live, git, start_live
+from tests.e2e.live import LEASE_TTL, Live, git
+from tests.e2e.story import assert_one_story
 
 WORKFLOW = "kill-and-resume"
-LEASE_TTL = 15
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    with start_live(
-        tmp_path_factory.mktemp("kill"), stores=False, agents__lease_ttl=str(LEASE_TTL)
-    ) as running:
-        yield running
 
 
 @dataclass
@@ -75,9 +64,9 @@ class Run:
             task, supervisor = codex.parents()[:2]
             return Victim(task, supervisor, agents)
 
-        return wait_for(found, 120, lambda: f"{step.prefix} has no checkpoint: {self.keys()}")
+        return wait_for(found, 120, lambda: f"{step.prefix} has no checkpoint: {self.artifacts()}")
 
-    def keys(self) -> list[str]:
+    def artifacts(self) -> list[str]:
         return list(self.store.keys(self.step("kill-middle").prefix))
 
     def outcome(self, step_id: str, attempt: int) -> dict:
@@ -102,12 +91,13 @@ def with_variable(variable: str) -> list[psutil.Process]:
 
 
 @pytest.fixture
-def run(live: Live, request: pytest.FixtureRequest) -> Run:
+def run(live_airflow: Live, request: pytest.FixtureRequest) -> Run:
+    live = live_airflow
     name = request.node.name.replace("_", "-")
     remote = live.repository(name)
     live.api.wait_for_dag(WORKFLOW)
     run_id = live.api.trigger(WORKFLOW, {"repository": str(remote)})
-    return Run(live, remote, run_id, open_store(live.stack.artifacts))
+    return Run(live, remote, run_id, live.store())
 
 
 def assert_nothing_was_redone(run: Run) -> None:
@@ -125,7 +115,7 @@ def assert_nothing_was_redone(run: Run) -> None:
         f"kill-first: {WORKFLOW}",
     ]
     session = run.outcome("kill-middle", 2)["session"]
-    assert any(session in key for key in run.keys() if "/1/checkpoints/0001/session/" in key)
+    assert any(session in key for key in run.artifacts() if "/1/checkpoints/0001/session/" in key)
     home = run.live.stack.workspaces / run.step("kill-middle").prefix / "home"
     wait_for(
         lambda: not with_variable(f"HOME={home}") or None, 30, lambda: "an agent process is left"
@@ -138,6 +128,7 @@ def test_the_task_s_process_is_killed(run: Run) -> None:
     wait_for(lambda: victim.agent_is_gone() or None, 30, lambda: f"{victim.agent} live on")
     assert_nothing_was_redone(run)
     assert run.tries("kill-middle") == ["failed", "success"]
+    assert_one_story(run.live, WORKFLOW, run.run_id, run.remote)
     log = run.live.api.log(WORKFLOW, run.run_id, "kill-middle", try_number=2)
     assert "Interrupted: attempt 1 ended without a word" in log
 
@@ -150,20 +141,22 @@ def test_the_supervisor_is_killed_and_the_orphan_ends_itself(run: Run) -> None:
     assert_nothing_was_redone(run)
 
 
-def test_an_orphan_that_wakes_up_late_can_write_nothing(run: Run) -> None:
+def test_an_attempt_that_wakes_up_late_can_write_nothing(run: Run) -> None:
     victim = run.find_victim()
-    # As a machine that was suspended: the orphan knows nothing of what happens meanwhile.
-    os.kill(victim.task.pid, signal.SIGSTOP)
+    # As on a machine that is suspended: neither knows what happens meanwhile.
+    stopped = [victim.supervisor, victim.task]
+    for process in stopped:
+        process.suspend()
     try:
-        victim.supervisor.kill()
         run.live.api.wait_for_task(
             WORKFLOW, run.run_id, "kill-middle", ["success"], within=200, try_number=2
         )
-        before = [key for key in run.keys() if "/kill-middle/-1/1/" in key]
+        before = [key for key in run.artifacts() if "/kill-middle/-1/1/" in key]
     finally:
-        os.kill(victim.task.pid, signal.SIGCONT)
-    wait_for(lambda: not victim.task.is_running() or None, 60, lambda: "the orphan lives on")
-    assert [key for key in run.keys() if "/kill-middle/-1/1/" in key] == before
+        for process in stopped:
+            process.resume()
+    wait_for(lambda: not victim.task.is_running() or None, 60, lambda: "the old one lives on")
+    assert [key for key in run.artifacts() if "/kill-middle/-1/1/" in key] == before
     late = Lease(run.store, AttemptKey(run.step("kill-middle"), 1), owner="late", ttl=LEASE_TTL)
     with pytest.raises(Superseded, match="attempt 2"):
         late.acquire(wait=0)

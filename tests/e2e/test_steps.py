@@ -48,7 +48,7 @@ class Bench:
         self.server.start()
         connection = {
             "conn_type": "codex",
-            "host": self.server.url,
+            "host": f"{self.server.url}/v1",
             "password": "sk-rehearsal-3f9d2c71a8",
             "extra": {"model": "gpt-5.5"},
         }

@@ -54,7 +54,7 @@ class Origin:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
         self.git("add", "--all")
-        self.git("commit", "-q", "--allow-empty", "-m", f"Write {', '.join(files)}")
+        self.git("commit", "-q", "--allow-empty", "-m", f"Write {len(files)} files")
         self.git("push", "-q", "origin", f"HEAD:refs/heads/{branch}")
         return self.git("rev-parse", "HEAD")
 
