@@ -34,8 +34,7 @@ format: setup
 
 bench: export AIRFLOW_HOME = $(CURDIR)/.demo/bench
 bench: setup
-	.venv/bin/python benchmarks/dag_build.py
-	.venv/bin/python benchmarks/step_overhead.py
+	@for each in benchmarks/*.py; do echo "== $$each"; .venv/bin/python $$each || exit 1; done
 
 setup: .venv/installed .ministack/installed
 
