@@ -32,8 +32,9 @@ format: setup
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
+bench: export AIRFLOW_HOME = $(CURDIR)/.demo/bench
 bench: setup
-	.venv/bin/python -m benchmarks
+	@for each in benchmarks/*.py; do echo "== $$each"; .venv/bin/python $$each || exit 1; done
 
 setup: .venv/installed .ministack/installed
 

@@ -13,7 +13,7 @@ from tests.e2e.live import Live, start_live
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let the tests with a running Airflow follow each other: two at once starve each other."""
     for item in items:
-        if "live_airflow" in getattr(item, "fixturenames", ()):
+        if {"live", "live_airflow"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group("live"))
             item.add_marker(pytest.mark.integration)
 
