@@ -359,6 +359,7 @@ class Attempt(ABC):
         return Checkpoint(
             attempt=self.key.number,
             clear_number=self.clear_number,
+            started=self.started,
             prompt_sha256=self.prompt_sha256,
             start=self.workspace.start,
             item_sha256=self._item_sha256(),

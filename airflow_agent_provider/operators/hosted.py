@@ -7,7 +7,6 @@ task is deferred, and the trigger waits. The second fetches what the agent did.
 from __future__ import annotations
 
 import time
-from datetime import datetime
 from typing import Any, ClassVar
 
 from airflow.sdk.configuration import conf
@@ -50,13 +49,11 @@ class HostedAttempt(Attempt):
                 raise
         return self._take_over(run)
 
-    def resume(self, event: dict[str, Any], started: str) -> dict[str, Any]:
+    def resume(self, event: dict[str, Any]) -> dict[str, Any]:
         """Run the second half of an attempt that was deferred.
 
         :param event: what the trigger told.
-        :param started: when the attempt began, ISO 8601.
         """
-        self.started = datetime.fromisoformat(started)
         self._event = event
         return self.run()
 
@@ -77,6 +74,7 @@ class HostedAttempt(Attempt):
         if found is None or found.hosted_run != self._event.get("run_id"):
             raise Interrupted("the checkpoint with the vendor's run is gone; the step starts anew")
         self.prompt_sha256 = found.prompt_sha256
+        self.started = found.started or self.started
         return found
 
     def _submit(self) -> HostedRun:
@@ -164,7 +162,6 @@ class HostedAttempt(Attempt):
                 settle=_settle_seconds(),
             ),
             method_name="resume",
-            kwargs={"started": self.started.isoformat()},
         )
 
     def _take_over(self, run: HostedRun) -> Work:
