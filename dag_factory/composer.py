@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from typing import Any, NamedTuple
 
@@ -42,7 +43,7 @@ class Unreadable(Exception):
         self.line, self.column, self.text = line, column, text
 
 
-class Composer:
+class Composer(ABC):
     """Composes values and their places from a text.
 
     ``faults`` is what is wrong but can be read past: line and column from 0, and the error.
@@ -55,23 +56,31 @@ class Composer:
         self.faults: list[tuple[int, int, str]] = []
         self.values = 0
 
+    @abstractmethod
     def compose(self) -> tuple[Any, Place]:
-        raise NotImplementedError
+        """Return the whole text's value, and where it stands.
+
+        :raises Unreadable: where the text cannot be read past.
+        """
 
     def count(self, line: int, column: int, values: int = 1) -> None:
+        """Count values that were met here; Unreadable if they are too many."""
         self.values += values
         if self.values > MAX_VALUES:
             said = f"too many values; at most {MAX_VALUES}, and aliases count each time"
             raise Unreadable(line, column, said)
 
     def check_depth(self, line: int, column: int, depth: int) -> None:
+        """Check the depth of the collection that starts here; Unreadable if it is too deep."""
         if depth > MAX_DEPTH:
             raise Unreadable(line, column, f"nested too deeply; at most {MAX_DEPTH} levels")
 
     def fault(self, line: int, column: int, text: str) -> None:
+        """Note what is wrong here but can be read past."""
         self.faults.append((line, column, text))
 
     def check_text(self, line: int, column: int, text: str) -> str:
+        """Return ``text`` without what no database can store, which is a fault."""
         if bad := _UNSTORABLE.search(text):
             said = f"the character U+{ord(bad.group()):04X} cannot be stored; leave it out"
             self.fault(line, column, said)
@@ -88,6 +97,7 @@ class Composer:
         return False
 
     def number(self, line: int, column: int, text: str) -> int | float:
+        """Return the number that ``text`` spells; 0 and a fault where JSON can hold none such."""
         if len(text) > _MAX_DIGITS:
             self.fault(line, column, f"the number has too many digits; at most {_MAX_DIGITS}")
             return 0
@@ -103,9 +113,11 @@ class Composer:
 
 
 def line_starts(text: str) -> list[int]:
+    """Return the position of each line's first character."""
     return [0, *(match.end() for match in re.finditer("\n", text))]
 
 
 def line_and_column(starts: list[int], position: int) -> tuple[int, int]:
+    """Return line and column, from 0, of a position in a text with these line starts."""
     line = bisect_right(starts, position) - 1
     return line, position - starts[line]

@@ -60,6 +60,9 @@ def _read(path: Path, file: str) -> bytes:
         # Opening a pipe would wait for its writer.
         if not S_ISREG(path.stat().st_mode):
             raise InvalidWorkflow([Problem(file, 1, 1, "not a plain file; name a workflow's file")])
+        if path.suffix not in SUFFIXES:
+            text = "no workflow's file; its name ends in .yaml, .yml or .json"
+            raise InvalidWorkflow([Problem(file, 1, 1, text)])
         with path.open("rb") as opened:
             return opened.read(MAX_BYTES + 1)
     except FileNotFoundError:

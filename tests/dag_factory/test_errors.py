@@ -640,7 +640,9 @@ def test_the_same_stem_twice_names_both_files(folder: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_a_located_error(folder: Path) -> None:
+    (folder / "notes.md").write_text("# Notes")
     for path, said in (
+        (folder / "notes.md", "no workflow's file; its name ends in .yaml, .yml or .json"),
         (folder / "missing.yaml", "there is no such file or folder; check the path"),
         (folder, "not a plain file; name a workflow's file"),
     ):

@@ -9,6 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dag_factory import yaml_composer
 from dag_factory.errors import Fault, InvalidWorkflow
 from dag_factory.source import read_source
 
@@ -117,6 +118,33 @@ YAML_PARTS = st.sampled_from(
 ) | st.sampled_from(
     ['"', "'", "|\n", "? ", "# c", "---\n", "...\n", "%YAML 1.2\n", "1", ".inf", "~", "\\u12"]
 )
+
+
+def test_without_libyaml_the_same_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = b"a: [1, {b: c}]\nd: &x e\nf: *x\na: 2\ng: |\n  h\n"
+    fast = read_source(text, "w.yaml")
+    monkeypatch.setattr(yaml_composer, "_Loader", yaml.SafeLoader)
+    assert read_source(text, "w.yaml") == fast
+
+    for broken, said in (
+        (b"a:\n\t- b\n", "w.yaml:2:1: a tab; indent with spaces"),
+        (b"a: \x07\n", "w.yaml:1:4: U+0007 is not allowed in YAML; leave it out"),
+        (b"a: [b\n", "w.yaml:2:1: a list in brackets is not closed; add ',' or ']'"),
+    ):
+        with pytest.raises(InvalidWorkflow) as raised:
+            read_source(broken, "w.yaml")
+        assert str(raised.value) == said
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 10**6, "- " * 500_000, "? " * 500_000, "[a," * 300_000, "{a: " * 250_000]
+)
+def test_a_file_made_to_exhaust_the_parser_is_a_located_error(text: str) -> None:
+    with pytest.raises(InvalidWorkflow, match=r"nested too deeply; at most 40 levels"):
+        read_source(text.encode(), "w.yaml")
+    if text.startswith("["):
+        with pytest.raises(InvalidWorkflow, match=r"nested too deeply; at most 40 levels"):
+            read_source(text.replace("a", "1").encode(), "w.json", json=True)
 
 
 @given(st.binary(max_size=60) | st.lists(YAML_PARTS, max_size=25).map("".join).map(str.encode))

@@ -158,3 +158,34 @@ def test_missing_rights_name_the_connection(
     git_server.serve(origin.path, writable=True)
     assert workspace.push(commit, BRANCH) == commit
     assert origin.at(BRANCH) == commit
+
+
+def test_a_step_that_is_done_anew_replaces_its_commit_and_what_came_after(
+    prepare: Prepare, origin: Origin
+) -> None:
+    plan, implement, review = prepare("plan"), prepare("implement"), prepare("review")
+    plan.push(old := work(plan, "plan"), BRANCH)
+    after = review.commit_step("Review", {"Agents-Step": "review"})
+    review.push(after, BRANCH)
+    implement.push(beside := work(implement, "implement"), BRANCH)
+    again = prepare("plan")
+    new = work(again, "plan", "better\n")
+    pushed = again.push(new, BRANCH, replaces={"plan", "review"})
+    history = origin.git("rev-list", "--no-merges", pushed, cwd=origin.path).split()
+    assert {new, beside} <= set(history)
+    assert not {old, after} & set(history)
+    assert origin.git("show", f"{pushed}:plan", cwd=origin.path) == "better"
+    # Once more is harmless.
+    assert again.push(new, BRANCH, replaces={"plan", "review"}) == pushed
+
+
+def test_what_a_person_committed_is_never_dropped(prepare: Prepare, origin: Origin) -> None:
+    workspace = prepare("plan")
+    workspace.push(work(workspace, "plan"), BRANCH)
+    origin.git("fetch", "-q", "origin")
+    origin.git("checkout", "-q", "--detach", f"origin/{BRANCH}")
+    person = origin.commit({"notes": "mine"}, branch=BRANCH)
+    again = prepare("plan")
+    new = again.commit_step("Plan again", {"Agents-Step": "plan"})
+    pushed = again.push(new, BRANCH, replaces={"plan"})
+    assert person in origin.git("rev-list", pushed, cwd=origin.path).split()
