@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -39,6 +40,7 @@ class Checkpoint(_Values):
 
     :param attempt: the number of the attempt that wrote it.
     :param clear_number: how often the run had been cleared by then.
+    :param started: when that attempt began, UTC.
     :param prompt_sha256: digest of the resolved prompt.
     :param start: the commit that the step began with.
     :param item_sha256: digest of the mapped item, empty for a step that is not mapped.
@@ -58,6 +60,7 @@ class Checkpoint(_Values):
 
     attempt: int
     clear_number: int = 0
+    started: datetime | None = None
     prompt_sha256: str
     start: str
     item_sha256: str = ""

@@ -143,16 +143,15 @@ class AgentOperator(BaseOperator):
         self._attempt = self._new_attempt(context)
         return self._attempt.run()
 
-    def resume(self, context: Context, event: dict[str, Any], started: str) -> dict[str, Any]:
+    def resume(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Go on with an attempt that waited for its vendor in the triggerer.
 
         :param event: what the trigger told.
-        :param started: when the attempt began, ISO 8601.
         """
         from airflow_agent_provider.operators.hosted import HostedAttempt
 
         self._attempt = attempt = HostedAttempt(self, context)
-        return attempt.resume(event, started)
+        return attempt.resume(event)
 
     def resume_execution(
         self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context

@@ -41,7 +41,8 @@ from airflow_agent_provider.agents.processes import end_at_home
 from airflow_agent_provider.hooks.agent import AgentHook, get_agent_hook
 from airflow_agent_provider.hooks.artifacts import open_store
 from airflow_agent_provider.hooks.lease import Lease
-from airflow_agent_provider.operators.inputs import StepInputs, redact, redact_values
+from airflow_agent_provider.operators.inputs import StepInputs
+from airflow_agent_provider.operators.record import Record, redact_values, refuse_secrets
 from airflow_agent_provider.operators.steps import inline_or_reference
 from airflow_agent_provider.settings import load_settings
 from airflow_agent_provider.workspace.cleanup import step_folder
@@ -112,7 +113,7 @@ class Attempt(ABC):
             ttl=self.settings.lease_ttl,
         )
         self.inputs = StepInputs(operator, context, step, self.store, self.settings)
-        self.artifacts: dict[str, str] = {}
+        self.record = Record(self.store, self.key)
         self.spent_here = Usage()
         self.session: Session | None = None
         self.model: str | None = None
@@ -120,6 +121,10 @@ class Attempt(ABC):
         self._workspace: Workspace | None = None
         self._prompt: Prompt | None = None
         self._checkpoint: Checkpoint | None = None
+        #: Hexadecimal digest of the resolved prompt.
+        self.prompt_sha256 = ""
+        #: What the attempts before this one took.
+        self._earlier = Spent()
         self._written = 0
 
     # --- the main path ---------------------------------------------------------------------
@@ -163,10 +168,12 @@ class Attempt(ABC):
         self.lease.acquire(wait=2 * self.settings.lease_ttl)
         self._resources.enter_context(self.lease.keep(self.on_lost))
         self._prepare(checkpoint=None)
-        self._prompt = self.inputs.prompt(self.workspace, hosted=self.hosted)
+        self._prompt = self._make_prompt()
+        self.prompt_sha256 = self._prompt.sha256
         self.operator.prompt = self._prompt.text
-        self.put("prompt.md", redact(self._prompt.text).encode())
         self._checkpoint = self._find_checkpoint()
+        if self._checkpoint:
+            self._earlier = self._checkpoint.spent
         if self._checkpoint and self._checkpoint.commit:
             self._prepare(self._checkpoint)
 
@@ -182,9 +189,9 @@ class Attempt(ABC):
             message=answer.message, structured=answer.structured, model=answer.model
         )
         self._keep(commit, "", finished=finished)
-        self.put("changes.patch", redact(_text(self.workspace.patch(commit))).encode())
+        self.record.put_text("changes.patch", _text(self.workspace.patch(commit)))
         stored = output if isinstance(output, str) else json.dumps(output, indent=2)
-        uri = self.put(self._output_name(), stored.encode())
+        uri = self.record.put_text(self._output_name(), stored)
         branch = self._push(commit)
         self._write_outcome("success", commit=commit, branch=branch)
         return self._xcom(inline_or_reference(output, uri), commit, branch)
@@ -255,6 +262,11 @@ class Attempt(ABC):
         folder = tempfile.TemporaryDirectory(prefix="agents-", ignore_cleanup_errors=True)
         self._resources.callback(folder.cleanup)
         return Path(folder.name)
+
+    def _make_prompt(self) -> Prompt:
+        prompt = self.inputs.prompt(self.workspace, hosted=self.hosted)
+        self.record.put_text("prompt.md", prompt.text)
+        return prompt
 
     def _prepare(self, checkpoint: Checkpoint | None) -> None:
         kept = None
@@ -331,11 +343,11 @@ class Attempt(ABC):
         if before:
             kept = before.model_dump(include=_CARRIED_OVER)
         if commit:
-            self._refuse_secrets(self.workspace.patch(commit), "what the agent changed")
+            refuse_secrets(self.workspace.patch(commit), "what the agent changed")
             kept |= {"commit": commit, "bundle": self._bundle(commit, f"{folder}checkpoint.bundle")}
         files = self.session_files()
         if files:
-            kept["session_files"] = self._put_session(files, f"{folder}session/")
+            kept["session_files"] = self.record.put_session(files, f"{folder}session/")
         checkpoint = self._new_checkpoint().model_copy(update=kept | values)
         self.lease.check()
         self._checkpoint = checkpoint
@@ -343,12 +355,11 @@ class Attempt(ABC):
 
     def _new_checkpoint(self) -> Checkpoint:
         before = self._checkpoint
-        earlier = before.spent if before and before.attempt < self.key.number else self._earlier
-        self._earlier = earlier
-        total = Usage(**earlier.model_dump()) + self.spent_here
+        total = Usage(**self._earlier.model_dump()) + self.spent_here
         return Checkpoint(
             attempt=self.key.number,
             clear_number=self.clear_number,
+            started=self.started,
             prompt_sha256=self.prompt_sha256,
             start=self.workspace.start,
             item_sha256=self._item_sha256(),
@@ -362,14 +373,6 @@ class Attempt(ABC):
                 cost=total.cost,
             ),
         )
-
-    #: What the attempts before this one cost.
-    _earlier: Spent = Spent()
-
-    @property
-    def prompt_sha256(self) -> str:
-        """Hexadecimal digest of the resolved prompt."""
-        return hashlib.sha256(self.prompt_text.encode()).hexdigest()
 
     def _item_sha256(self) -> str:
         if self.key.step.map_index < 0:
@@ -391,34 +394,11 @@ class Attempt(ABC):
             trailers["Agents-Session"] = self.session.id
         return trailers
 
-    def put(self, name: str, content: bytes | Path) -> str:
-        """Store an artifact of this attempt; return its URI."""
-        artifact = self.store.put(f"{self.key.prefix}/{name}", content)
-        self.artifacts[name] = artifact.uri
-        return artifact.uri
-
     def _bundle(self, commit: str, name: str) -> str | None:
         file = self.scratch / f"{commit}.bundle"
         if not self.workspace.bundle(commit, file):
             return None
-        return self.put(name, file)
-
-    def _put_session(self, files: Mapping[str, Path], folder: str) -> dict[str, str]:
-        stored = {}
-        for path, file in files.items():
-            content = file.read_bytes()
-            self._refuse_secrets(content, "the agent's session")
-            stored[path] = self.store.put(f"{self.key.prefix}/{folder}{path}", content).uri
-        return stored
-
-    def _refuse_secrets(self, content: bytes, what: str) -> None:
-        # Bundles and session files cannot be redacted without breaking them.
-        text = content.decode(errors="replace")
-        if redact(text) != text:
-            raise PolicyViolation(
-                f"{what} holds a secret that Airflow knows, so it is not stored; change the "
-                "secret, and find out how the agent came by it"
-            )
+        return self.record.put(name, file)
 
     # --- what it leaves --------------------------------------------------------------------
 
@@ -495,14 +475,14 @@ class Attempt(ABC):
             output_path=self.operator.output_path,
             usage=self.spent_here.to_dict(),
             cost=self.spent_here.cost,
-            artifacts=dict(self.artifacts),
+            artifacts=dict(self.record.artifacts),
             started=self.started,
             ended=datetime.now(UTC),
-            prompt_sha256=self.prompt_sha256 if self._prompt else None,
+            prompt_sha256=self.prompt_sha256 or None,
             prompt_sources=[vars(source) for source in sources],
         )
         self.lease.check()
-        self.put("outcome.json", outcome.to_json())
+        self.record.put("outcome.json", outcome.to_json())
 
     def _session_id(self) -> str | None:
         if self.session:
@@ -525,7 +505,7 @@ class Attempt(ABC):
             "attempt": self.key.number,
             "usage": usage.to_dict(),
             "cost": usage.cost,
-            "artifacts": _main_artifacts(self.artifacts),
+            "artifacts": self.record.main_artifacts,
         }
 
     def _release(self) -> None:
@@ -534,15 +514,6 @@ class Attempt(ABC):
         except Exception as error:
             # It expires by itself; the next attempt waits that long.
             self.log.warning("The step's lease could not be released: %s", error)
-
-
-def _main_artifacts(artifacts: Mapping[str, str]) -> dict[str, str]:
-    # XCom stays small: segments and checkpoints are found in the attempt's folder.
-    return {
-        name: uri
-        for name, uri in artifacts.items()
-        if not name.startswith(("transcript/", "checkpoints/"))
-    }
 
 
 #: What Airflow answers an attempt that it no longer counts: it is retried, or was cleared.

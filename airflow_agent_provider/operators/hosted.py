@@ -7,11 +7,11 @@ task is deferred, and the trigger waits. The second fetches what the agent did.
 from __future__ import annotations
 
 import time
-from datetime import datetime
 from typing import Any, ClassVar
 
 from airflow.sdk.configuration import conf
 
+from airflow_agent_provider.agents.checkpoint import Checkpoint, read_checkpoint
 from airflow_agent_provider.agents.contract import AgentResult, Session, Usage
 from airflow_agent_provider.agents.failures import (
     AgentFailed,
@@ -21,7 +21,8 @@ from airflow_agent_provider.agents.failures import (
     failure_from_dict,
 )
 from airflow_agent_provider.hooks.agent import HostedAgentHook, HostedRun
-from airflow_agent_provider.operators.attempt import Attempt, Work
+from airflow_agent_provider.operators.attempt import CHECKPOINT, Attempt, Work
+from airflow_agent_provider.prompts.render import Prompt
 from airflow_agent_provider.triggers.hosted import HostedRunTrigger, wait_for_run
 
 
@@ -41,20 +42,40 @@ class HostedAttempt(Attempt):
             poll = hook.poll_interval(self.operator.options)
             if self.operator.deferrable:
                 self._defer(run, poll)
-            run = wait_for_run(hook, run.agent_id, run.run_id, self.limits, poll)
+            try:
+                run = wait_for_run(hook, run.agent_id, run.run_id, self.limits, poll)
+            except AgentFailure:
+                self._add_cost(run.agent_id, run.run_id)
+                raise
         return self._take_over(run)
 
-    def resume(self, event: dict[str, Any], started: str) -> dict[str, Any]:
+    def resume(self, event: dict[str, Any]) -> dict[str, Any]:
         """Run the second half of an attempt that was deferred.
 
         :param event: what the trigger told.
-        :param started: when the attempt began, ISO 8601.
         """
-        self.started = datetime.fromisoformat(started)
         self._event = event
         return self.run()
 
     _event: dict[str, Any] | None = None
+
+    def _make_prompt(self) -> Prompt:
+        if self._event is None:
+            return super()._make_prompt()
+        # The agent has its prompt already; made anew it might be another one.
+        stored = self.store.get(f"{self.key.prefix}/prompt.md").decode()
+        self.record.put("prompt.md", stored.encode())
+        return Prompt(stored)
+
+    def _find_checkpoint(self) -> Checkpoint | None:
+        if self._event is None:
+            return super()._find_checkpoint()
+        found = read_checkpoint(self.context["task_state_store"].get(CHECKPOINT))
+        if found is None or found.hosted_run != self._event.get("run_id"):
+            raise Interrupted("the checkpoint with the vendor's run is gone; the step starts anew")
+        self.prompt_sha256 = found.prompt_sha256
+        self.started = found.started or self.started
+        return found
 
     def _submit(self) -> HostedRun:
         hook = self._hook()
@@ -101,15 +122,17 @@ class HostedAttempt(Attempt):
         told = event.get("failure")
         if not told:
             return self._hook().get_run(agent_id, run_id)
-        failure = failure_from_dict(told)
+        self._add_cost(agent_id, run_id)
+        raise failure_from_dict(told)
+
+    def _add_cost(self, agent_id: str, run_id: str) -> None:
+        """Count what a run took that failed."""
         try:
-            # A run that failed has its cost too.
             run = self._hook().get_run(agent_id, run_id)
         except AgentFailure as error:
-            self.log.warning("What the failed run cost is unknown: %s", error)
-            raise failure from error
-        self.spent_here += run.usage or Usage()
-        raise failure
+            self.log.warning("What the failed run took is unknown: %s", error)
+        else:
+            self.spent_here += run.usage or Usage()
 
     def _push_start(self) -> str:
         """Push what the agent starts from; return the branch that is exactly that."""
@@ -139,7 +162,6 @@ class HostedAttempt(Attempt):
                 settle=_settle_seconds(),
             ),
             method_name="resume",
-            kwargs={"started": self.started.isoformat()},
         )
 
     def _take_over(self, run: HostedRun) -> Work:

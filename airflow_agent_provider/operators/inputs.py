@@ -9,8 +9,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk._shared.secrets_masker import redact as _redact
-
 from airflow_agent_provider.agents.contract import Access
 from airflow_agent_provider.agents.failures import InvalidDefinition
 from airflow_agent_provider.agents.identity import AttemptKey, StepKey
@@ -28,20 +26,6 @@ if TYPE_CHECKING:
 
     from airflow_agent_provider.operators.agent import AgentOperator
     from airflow_agent_provider.settings import Settings
-
-
-def redact(text: str) -> str:
-    """Return ``text`` without the secrets that Airflow knows: those of connections it read."""
-    return str(_redact(text))
-
-
-def redact_values(value: Any) -> Any:
-    """Return JSON values without the secrets that Airflow knows.
-
-    Airflow's own redaction of mappings also hides what merely stands under a name like ``token``,
-    and the output of a step may well have such names.
-    """
-    return json.loads(redact(json.dumps(value)))
 
 
 class StepInputs:

@@ -23,7 +23,7 @@ from airflow_agent_provider.agents.contract import (
 from airflow_agent_provider.agents.failures import AgentFailed, Interrupted
 from airflow_agent_provider.hooks.agent import LocalAgentHook
 from airflow_agent_provider.operators.attempt import Attempt, Work
-from airflow_agent_provider.operators.inputs import redact
+from airflow_agent_provider.operators.record import redact
 from airflow_agent_provider.operators.transcript import Transcript
 
 if TYPE_CHECKING:
@@ -165,4 +165,4 @@ class LocalAttempt(Attempt):
 
     def _put_segment(self, number: int, content: bytes) -> None:
         self.lease.check()
-        self.put(f"transcript/{number:04d}.jsonl", content)
+        self.record.put(f"transcript/{number:04d}.jsonl", content)

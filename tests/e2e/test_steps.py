@@ -9,7 +9,7 @@ import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from airflow_agent_provider.hooks.artifacts import ArtifactStore, open_store
+from airflow_agent_provider.rehearsal.cursor_server import CursorServer
 from airflow_agent_provider.rehearsal.model_server import ModelServer
 from airflow_agent_provider.rehearsal.script import Script
 from tests.e2e.live import git, make_repository
@@ -101,16 +102,17 @@ def load(bench: Bench, file: Path) -> Any:
     return module.dag
 
 
-def one_step(bench: Bench, **arguments: Any) -> Any:
-    """Return a DAG of one Codex step without retries."""
+def one_step(bench: Bench, operator: str = "codex.CodexAgentOperator", **arguments: Any) -> Any:
+    """Return a DAG of one step, without retries unless they are asked for."""
+    module, _, name_of_class = operator.rpartition(".")
     name = f"one-{os.urandom(4).hex()}"
     file = bench.folder / f"{name}.py"
     file.write_text(
         "from airflow.sdk import DAG\n"
-        "from airflow_agent_provider.operators.codex import CodexAgentOperator\n"
+        f"from airflow_agent_provider.operators.{module} import {name_of_class} as Operator\n"
         f"with DAG({name!r}, schedule=None) as dag:\n"
-        "    CodexAgentOperator(task_id='work', retries=0, "
-        f"**{ {'prompt': 'Do the work.', **arguments}!r})\n"
+        f"    Operator(task_id='work', "
+        f"**{ {'prompt': 'Do the work.', 'retries': 0, 'retry_delay': 0.1, **arguments}!r})\n"
     )
     return load(bench, file)
 
@@ -259,3 +261,82 @@ def test_a_read_only_step_cannot_change_anything(bench: Bench) -> None:
     branch = outcome["branch"]
     assert run.state == "success"
     assert git(remote, "show", f"{branch}:README.md") == "# Project\n"
+
+
+CURSOR = "cursor.CursorAgentOperator"
+Start = Callable[..., CursorServer]
+
+
+def script(steps: str) -> Script:
+    return Script.model_validate({"steps": yaml.safe_load(steps)})
+
+
+def test_a_hosted_step_is_deferred_and_its_branch_taken_over(bench: Bench, cursor: Start) -> None:
+    server = cursor(script("work: [{write: {path: a.txt, content: hello}}, {say: Done.}]"))
+    remote = bench.repository({"README.md": "# Project\n"})
+    run = one_step(bench, CURSOR, repository=str(remote)).test()
+    assert run.state == "success"
+    outcome = bench.outcomes()["work"]
+    assert outcome["cost"] > 0
+    assert outcome["session"].startswith("bc-")
+    assert git(remote, "show", f"{outcome['branch']}:a.txt") == "hello"
+    # One commit of ours on the run's branch, whatever the agent made of its own.
+    subjects = git(remote, "log", "--format=%s", outcome["branch"]).splitlines()
+    assert subjects == [f"work: {outcome['dag_id']}", "Start"]
+    assert len(posted(server, "/v1/agents")) == 1
+
+
+def test_a_rejected_result_gets_a_follow_up_of_the_same_agent(bench: Bench, cursor: Start) -> None:
+    server = cursor(
+        script("""
+          work:
+            - say: I forgot the file.
+            - write: {path: plan.md, content: "# Plan"}
+            - say: Here it is.
+        """)
+    )
+    remote = bench.repository({"README.md": "# Project\n"})
+    dag = one_step(bench, CURSOR, repository=str(remote), output_path="plan.md", retries=1)
+    assert dag.test().state == "success"
+    assert len(posted(server, "/v1/agents")) == 1
+    assert bench.outcomes()["work"]["attempt"] == 2
+    follow_ups = posted(server, f"/v1/agents/{bench.outcomes()['work']['session']}/runs")
+    assert len(follow_ups) == 1
+    assert "did not succeed: OutputInvalid: the output plan.md" in json.dumps(follow_ups[0])
+
+
+@pytest.mark.parametrize(
+    ("steps", "failure_class", "reason"),
+    [
+        ("work: [{fail: {how: error, message: no luck}}]", "AgentFailed", "no luck"),
+        (
+            "work: [{fail: {status: 401, message: bad key, times: null}}]",
+            "AuthenticationFailed",
+            "",
+        ),
+        ("work: [{fail: {status: 402, message: no credit, times: null}}]", "QuotaExhausted", ""),
+    ],
+)
+def test_a_hosted_failure_is_classified(
+    bench: Bench, cursor: Start, steps: str, failure_class: str, reason: str
+) -> None:
+    cursor(script(steps))
+    remote = bench.repository({"README.md": "# Project\n"})
+    assert one_step(bench, CURSOR, repository=str(remote)).test().state == "failed"
+    failure = bench.outcomes()["work"]["failure"]
+    assert failure["failure_class"] == failure_class
+    assert reason in f"{failure['reason']} {failure['raw']}"
+
+
+def test_a_hosted_step_needs_a_repository(bench: Bench, cursor: Start) -> None:
+    cursor(script("work: [{say: Done.}]"))
+    assert one_step(bench, CURSOR).test().state == "failed"
+    failure = bench.outcomes()["work"]["failure"]
+    assert failure["failure_class"] == "InvalidDefinition"
+    assert '--conf \'{"repository"' in failure["reason"]
+
+
+def posted(server: CursorServer, path: str) -> list[Any]:
+    """Return the requests to ``path`` by which the stand-in made something."""
+    made = [r for r in server.requests if r["method"] == "POST" and r["status"] in (200, 201)]
+    return [r for r in made if r["path"] == path]

@@ -1,0 +1,88 @@
+"""What an attempt stores: its artifacts, without the secrets that Airflow knows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk._shared.secrets_masker import redact as _redact
+
+from airflow_agent_provider.agents.failures import PolicyViolation
+from airflow_agent_provider.agents.identity import AttemptKey
+from airflow_agent_provider.hooks.artifacts import ArtifactStore
+
+#: Artifacts that are many; they are found in the attempt's folder, and not named in XCom.
+_MANY = ("transcript/", "checkpoints/")
+
+
+def redact(text: str) -> str:
+    """Return ``text`` without the secrets that Airflow knows: those of connections it read."""
+    return str(_redact(text))
+
+
+def redact_values(value: Any) -> Any:
+    """Return JSON values without the secrets that Airflow knows.
+
+    Airflow's own redaction of mappings also hides what merely stands under a name like ``token``,
+    and the output of a step may well have such names.
+    """
+    return json.loads(redact(json.dumps(value)))
+
+
+class Record:
+    """The artifacts of one attempt.
+
+    :param store: the artifact store.
+    :param key: the attempt.
+    """
+
+    def __init__(self, store: ArtifactStore, key: AttemptKey) -> None:
+        self._store = store
+        self._prefix = key.prefix
+        #: URIs by name, without the session's files.
+        self.artifacts: dict[str, str] = {}
+
+    @property
+    def main_artifacts(self) -> dict[str, str]:
+        """The artifacts that XCom names, which has to stay small."""
+        return {name: uri for name, uri in self.artifacts.items() if not name.startswith(_MANY)}
+
+    def put_text(self, name: str, text: str) -> str:
+        """Store a text, redacted; return its URI."""
+        return self.put(name, redact(text).encode())
+
+    def put(self, name: str, content: bytes | Path) -> str:
+        """Store bytes or a file as they are; return the URI."""
+        artifact = self._store.put(f"{self._prefix}/{name}", content)
+        self.artifacts[name] = artifact.uri
+        return artifact.uri
+
+    def put_session(self, files: Mapping[str, Path], folder: str) -> dict[str, str]:
+        """Store a session's portable files; return their URIs by their paths.
+
+        :param folder: where in the attempt's folder, with a slash at its end.
+        :raises PolicyViolation: if they hold a secret.
+        """
+        stored = {}
+        for path, file in files.items():
+            content = file.read_bytes()
+            refuse_secrets(content, "the agent's session")
+            stored[path] = self._store.put(f"{self._prefix}/{folder}{path}", content).uri
+        return stored
+
+
+def refuse_secrets(content: bytes, what: str) -> None:
+    """Refuse what cannot be redacted without breaking it, if it holds a secret.
+
+    :param content: the bytes.
+    :param what: names them in the error.
+    :raises PolicyViolation: if they hold a secret that Airflow knows.
+    """
+    text = content.decode(errors="replace")
+    if redact(text) != text:
+        raise PolicyViolation(
+            f"{what} holds a secret that Airflow knows, so it is not stored; change the secret, "
+            "and find out how the agent came by it"
+        )
