@@ -35,7 +35,7 @@ from infra.local.aws import Aws, start_ministack  # noqa: E402
 from infra.local.processes import Processes  # noqa: E402
 from infra.local.stack import BUCKET, MODEL, TABLE  # noqa: E402
 
-PROCESSES = 5
+PROCESSES = 3
 LATER = 4
 TARGETS = {"local": 0.15, "stores": 0.3}
 KINDS = ("idle", "bare", *TARGETS)
