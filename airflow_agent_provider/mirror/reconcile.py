@@ -1,8 +1,8 @@
 """Makes the mirror equal to what Airflow says, through its public API.
 
 Per run it first reads the mirror, then asks Airflow, then replaces what differs, each item only if
-it is still as it was read. So of two reconciles the one that asked Airflow later wins, and one that
-was overtaken looks again.
+it is still as it was read. So of two reconciles the one that asked Airflow later wins; one that was
+overtaken, or cannot be sure that it was not, looks again.
 """
 
 from __future__ import annotations
@@ -232,21 +232,21 @@ def _mend(
         seen = table.read_run(dag_id, run_id)
         read_at = time.time()
         truth = _truth(api, store, dag_id, run_id, seen, thorough=thorough)
-        refused = False
+        known = seen.by_key()
+        done = True
         for item in truth:
-            old = seen.by_key().get(item.sk)
+            old = known.get(item.sk)
             if old is not None and (_same(old, item) or _not_reported(old, item, read_at)):
                 continue
-            if table.settle(item, old):
-                mended += _difference(old, item)
-            else:
-                refused = True
-        if not refused:
+            written = table.settle(item, old)
+            mended += _difference(old, item) if written else []
+            # Another reconcile can have found ``old`` right meanwhile, and so not replaced it, only
+            # where Airflow's truth can come back to it: where the version does not grow.
+            done = done and written and (old is None or item.version > old.version)
+        if done:
             return mended
         time.sleep(0.05 * 2**look)
-    raise MirrorError(
-        f"the mirror changed at each of {LOOKS} looks; the next reconcile looks again"
-    )
+    raise MirrorError(f"it changed at each of {LOOKS} looks; the next reconcile looks again")
 
 
 def _truth(
