@@ -28,8 +28,12 @@ class AgentFailure(Exception):
 
     @property
     def failure_class(self) -> str:
-        """The class's name, as it stands in outcomes, XCom and the mirror."""
-        return type(self).__name__
+        """The class's name, as it stands in outcomes, XCom and the mirror.
+
+        A narrower exception, such as :class:`Superseded`, counts as the class that it refines.
+        """
+        names = (cls.__name__ for cls in type(self).__mro__)
+        return next((name for name in names if name in FAILURE_CLASSES), type(self).__name__)
 
     def __str__(self) -> str:
         vendor = (
@@ -95,6 +99,10 @@ class TimedOut(AgentFailure):
 
 class Interrupted(AgentFailure):
     """The worker or its supervisor died, or a user or a newer attempt ended this one."""
+
+
+class Superseded(Interrupted):
+    """A newer attempt has the step: this one must end, and none of its writes count."""
 
 
 class ContextExhausted(AgentFailure):
