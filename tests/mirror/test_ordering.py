@@ -191,3 +191,23 @@ def test_any_order_of_hints_and_reconciles_tells_the_truth(table: MirrorTable) -
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_truth_that_was_right_again_is_not_undone(table: MirrorTable, number: int) -> None:
+    """A skip is read, and cleared before it is written; a second reconcile finds nothing wrong."""
+    airflow = AirflowModel(f"again-{number}", ("plan",))
+    if number:
+        airflow.begin("plan")
+        airflow.end("plan", "success")
+        airflow.clear("plan")
+    reconcile_run(table, airflow)
+    airflow.skip("plan", "skipped")
+
+    def meanwhile() -> None:
+        airflow.clear("plan")
+        reconcile_run(table, airflow)
+
+    reconcile_run(_Overtaken(table, meanwhile), airflow)
+    assert_truth(table, airflow)
