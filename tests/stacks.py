@@ -25,14 +25,21 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def aws_connection(endpoint: str) -> str:
-    """Return an Airflow connection to a stand-in, as JSON, with an account of its own."""
+def aws_connection(endpoint: str, **config: float) -> str:
+    """Return an Airflow connection to a stand-in, as JSON, with an account of its own.
+
+    :param config: of botocore, such as ``read_timeout``.
+    """
     return json.dumps(
         {
             "conn_type": "aws",
             "login": f"{random.randrange(10**11, 10**12)}",
             "password": "test",
-            "extra": {"endpoint_url": endpoint, "region_name": "us-east-1"},
+            "extra": {
+                "endpoint_url": endpoint,
+                "region_name": "us-east-1",
+                "config_kwargs": config,
+            },
         }
     )
 

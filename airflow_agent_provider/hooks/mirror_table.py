@@ -314,13 +314,15 @@ class MirrorTable:
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError, ClientError
 
-        config = Config(
+        ours = Config(
             connect_timeout=self.patience.connect,
             read_timeout=self.patience.read,
             retries={"total_max_attempts": self.patience.attempts, "mode": "standard"},
         )
         try:
-            return AwsBaseHook(self.aws_conn_id, client_type="dynamodb", config=config).get_conn()
+            hook = AwsBaseHook(self.aws_conn_id, client_type="dynamodb")
+            # What the connection sets (config_kwargs) wins.
+            return hook.get_client_type(config=ours.merge(hook.config))
         except (BotoCoreError, ClientError) as error:
             raise MirrorError(
                 f"mirror table {self.name!r}: the connection {self.aws_conn_id!r} makes no DynamoDB"
