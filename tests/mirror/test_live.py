@@ -15,13 +15,12 @@ from airflow_agent_provider.hooks.artifacts import ArtifactStore, open_store
 from airflow_agent_provider.hooks.mirror_table import MirroredRun, MirrorTable
 from airflow_agent_provider.mirror.reconcile import Mended, reconcile
 from tests.mirror.live import Live, live
+from tests.mirror.story import Story, airflow_story, mirror_story
 from tests.stacks import ministack
 
 __all__ = ["live", "ministack"]
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("mirror-live")]
-
-Story = list[tuple[str, int, int, str]]
 
 
 class Stores:
@@ -45,35 +44,11 @@ class Stores:
             key = {"pk": {"S": f"RUN#probe#{run_id}"}, "sk": {"S": sk}}
             self.table._client.delete_item(TableName="mirror", Key=key)
 
-    def story(self, run_id: str) -> tuple[str, dict[Any, Any], Story]:
-        """The run's state, its steps' tries and states, and every try, as the mirror has them."""
-        run = self.mirrored(run_id)
-        assert run.run is not None
-        steps = {item.step[:2]: (item.values["try_number"], item.state) for item in run.steps}
-        return run.run.state, steps, [(*item.step, item.state) for item in run.attempts]
+    def story(self, run_id: str) -> Story:
+        return mirror_story(self.table, "probe", run_id)
 
-    def truth(self, run_id: str) -> tuple[str, dict[Any, Any], Story]:
-        """The same, asked of Airflow's API by this test alone."""
-        path = f"dags/probe/dagRuns/{run_id}"
-        rows = [
-            row
-            for row in self.live.request("GET", f"{path}/taskInstances")["task_instances"]
-            if row["task_id"] != "other"
-        ]
-        tries: Story = []
-        for row in rows:
-            where = f"{path}/taskInstances/{row['task_id']}"
-            where += f"/{row['map_index']}/tries" if row["map_index"] >= 0 else "/tries"
-            found = {}
-            for one in self.live.request("GET", where)["task_instances"]:
-                if one["try_number"] and one["state"] not in (None, "scheduled", "queued"):
-                    found.setdefault(one["try_number"], one["state"])
-            tries += [(row["task_id"], row["map_index"], n, state) for n, state in found.items()]
-        return (
-            self.live.request("GET", path)["state"],
-            {(r["task_id"], r["map_index"]): (r["try_number"], r["state"] or "") for r in rows},
-            sorted(tries),
-        )
+    def truth(self, run_id: str) -> Story:
+        return airflow_story(lambda path: self.live.request("GET", path), "probe", run_id)
 
 
 @pytest.fixture
@@ -127,7 +102,7 @@ def test_a_killed_task_an_upstream_failure_and_a_clear(live: Live, stores: Store
     live.trigger("probe", "hurt", conf)
     assert live.wait_for_run("probe", "hurt", "success", "failed") == "failed"
     truth = stores.truth("hurt")
-    assert truth[1] == {
+    assert truth.steps == {
         ("plan", -1): (2, "success"),
         ("implement", -1): (2, "failed"),
         ("review", -1): (0, "upstream_failed"),
@@ -157,13 +132,13 @@ def test_a_killed_task_an_upstream_failure_and_a_clear(live: Live, stores: Store
     )
     assert live.wait_for_run("probe", "hurt", "success", "failed") == "success"
     # The clear rightly takes run and steps back, by the listeners already.
-    eventually(lambda: stores.story("hurt")[0] == "success")
+    eventually(lambda: stores.story("hurt").state == "success")
     run = stores.mirrored("hurt").run
     assert run is not None
     assert run.values["clear_number"] == 1
     stores.reconcile(dag_id="probe", run_id="hurt")
     assert stores.story("hurt") == stores.truth("hurt")
-    assert stores.truth("hurt")[1]["implement", -1] == (3, "success")
+    assert stores.truth("hurt").steps["implement", -1] == (3, "success")
     assert "failure_class" not in stores.mirrored("hurt").by_key()["STEP#implement#-1"].values
     run = stores.mirrored("hurt").run
     assert run is not None
@@ -173,7 +148,7 @@ def test_a_killed_task_an_upstream_failure_and_a_clear(live: Live, stores: Store
 def test_what_a_user_marks_and_clears_while_it_runs(live: Live, stores: Stores) -> None:
     live.trigger("probe", "marked", {"plan": ["wait", "wait"], "each": ["ok"]})
     live.wait_for_step("probe", "marked", "plan", "running")
-    eventually(lambda: stores.story("marked")[1][("plan", -1)] == (1, "running"))
+    eventually(lambda: stores.story("marked").steps[("plan", -1)] == (1, "running"))
     # Clear it while it runs: Airflow ends the try and begins another.
     live.request(
         "POST",
@@ -184,10 +159,10 @@ def test_what_a_user_marks_and_clears_while_it_runs(live: Live, stores: Stores) 
         only_failed=False,
         reset_dag_runs=True,
     )
-    eventually(lambda: stores.story("marked")[1][("plan", -1)] == (2, "running"), seconds=60)
+    eventually(lambda: stores.story("marked").steps[("plan", -1)] == (2, "running"), seconds=60)
     live.request("PATCH", "dags/probe/dagRuns/marked/taskInstances/plan", new_state="failed")
     # Told by the API server's listener.
-    eventually(lambda: stores.story("marked")[1][("plan", -1)] == (2, "failed"))
+    eventually(lambda: stores.story("marked").steps[("plan", -1)] == (2, "failed"))
     assert live.wait_for_run("probe", "marked", "success", "failed") == "failed"
     stores.reconcile(dag_id="probe", run_id="marked")
     assert stores.story("marked") == stores.truth("marked")
