@@ -183,7 +183,7 @@ class Patience:
     :param connect: seconds for a connection.
     :param read: seconds for an answer.
     :param attempts: tries of one request in all.
-    :param cooldown: seconds for which nothing is tried after a failure.
+    :param cooldown: seconds for which no hint is tried after a failure.
     """
 
     connect: float
@@ -228,8 +228,13 @@ class MirrorTable:
     def hint(self, item: Item) -> bool:
         """Store ``item`` unless the table knows better; return whether it was stored.
 
+        After a failure nothing is tried for the patience's ``cooldown``, so that the hints of a
+        step do not wait for a dead table one after the other.
+
         :raises MirrorError: if the table cannot be used.
         """
+        if time.monotonic() < self._closed_until:
+            return False
         condition = {
             "ConditionExpression": "attribute_not_exists(pk) OR #v < :v",
             "ExpressionAttributeNames": {"#v": "version"},
@@ -343,10 +348,6 @@ class MirrorTable:
 
     def _call(self, operation: str, **request: Any) -> Any:
         """Send a request; None if its condition was not met."""
-        if time.monotonic() < self._closed_until:
-            raise MirrorUnavailable(
-                f"mirror table {self.name!r}: failed a moment ago, so it is not tried again yet"
-            )
         self.warm()
         from botocore.exceptions import BotoCoreError, ClientError
 

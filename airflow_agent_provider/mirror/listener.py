@@ -46,7 +46,7 @@ from airflow_agent_provider.settings import load_settings
 log = logging.getLogger(__name__)
 
 #: Seconds that the end of a step waits for its hint. With a dead table, that is all it costs.
-END_WAIT = 0.45
+END_WAIT = 0.4
 
 _CLIENTS = (
     "airflow.providers.amazon.aws.hooks.s3",

@@ -265,8 +265,7 @@ class TestADeadTable:
             table.hint(step(1, Phase.RUNNING))
         began = time.monotonic()
         for _ in range(50):
-            with pytest.raises(MirrorUnavailable, match="a moment ago"):
-                table.hint(step(1, Phase.RUNNING))
+            assert not table.hint(step(1, Phase.RUNNING))
         assert time.monotonic() - began < 1
 
     def test_a_table_that_never_answers_is_given_up(self, monkeypatch: pytest.MonkeyPatch) -> None:

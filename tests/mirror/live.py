@@ -29,11 +29,13 @@ class Live:
     """A running Airflow.
 
     :param url: its base URL.
-    :param environment: with which other programs reach the same home, mirror and connections.
+    :param environment: with which other programs reach the same home and database.
+    :param connections: of its database, as JSON by the name of their environment variable.
     """
 
     url: str
     environment: dict[str, str]
+    connections: dict[str, str]
 
     def request(self, method: str, path: str, **body: Any) -> Any:
         """Call the public API; return the answer's values."""
@@ -78,16 +80,18 @@ class Live:
 def live(ministack: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """Run ``airflow standalone`` with the probe DAGs and a mirror in ministack."""
     home = tmp_path_factory.mktemp("airflow")
-    port, environment = free_port(), {}
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     (home / "passwords.json").write_text(json.dumps({USER: PASSWORD}))
-    environment = {
-        **{k: v for k, v in os.environ.items() if not k.startswith("AIRFLOW")},
-        **settings(home, port),
+    connections = {
         "AIRFLOW_CONN_AWS_DEFAULT": aws_connection(ministack, read_timeout=60, connect_timeout=60),
         "AIRFLOW_CONN_AIRFLOW_API": json.dumps(
             {"conn_type": "airflow_api", "host": url, "login": USER, "password": PASSWORD}
         ),
+    }
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith("AIRFLOW")},
+        **settings(home, port),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
     }
@@ -101,8 +105,9 @@ def live(ministack: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
             start_new_session=True,
         )
     try:
-        made = Live(url, environment)
+        made = Live(url, environment, connections)
         _wait_until_healthy(made, process, home / "log")
+        _add_connections(made)
         yield made
     finally:
         _end(process)
@@ -132,6 +137,15 @@ def settings(home: Path, port: int) -> dict[str, str]:
         "AIRFLOW_HOME": str(home),
         **{f"AIRFLOW__{name.upper()}": value for name, value in values.items()},
     }
+
+
+def _add_connections(live: Live) -> None:
+    # In the database, since each kind of process reads it there in its own way.
+    for name, text in live.connections.items():
+        values = json.loads(text)
+        values["connection_id"] = name.removeprefix("AIRFLOW_CONN_").lower()
+        values["extra"] = json.dumps(values.get("extra", {}))
+        live.request("POST", "connections", **values)
 
 
 def _wait_until_healthy(live: Live, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import time
@@ -53,8 +54,8 @@ class Stores:
 
 @pytest.fixture
 def stores(live: Live, monkeypatch: pytest.MonkeyPatch) -> Stores:
-    for name in ("AIRFLOW_CONN_AWS_DEFAULT", "AIRFLOW_CONN_AIRFLOW_API"):
-        monkeypatch.setenv(name, live.environment[name])
+    for name, connection in live.connections.items():
+        monkeypatch.setenv(name, connection)
     return Stores(live)
 
 
@@ -210,7 +211,7 @@ def test_the_command(live: Live, stores: Stores, green: str) -> None:
     ("change", "arguments", "says"),
     [
         ({"AIRFLOW__AGENTS__MIRROR_TABLE": ""}, (), "set [agents] mirror_table"),
-        ({"AIRFLOW_CONN_AIRFLOW_API": ""}, (), "airflow connections add airflow_api"),
+        ({"AIRFLOW__AGENTS__AIRFLOW_API_CONN_ID": "none"}, (), "airflow connections add none"),
         ({}, ("--run-id", "r"), "--run-id needs --dag-id"),
         ({}, ("--since", "yesterday"), "'yesterday' is no ISO 8601 time"),
     ],
@@ -218,8 +219,8 @@ def test_the_command(live: Live, stores: Stores, green: str) -> None:
 def test_the_command_without_what_it_needs(
     live: Live, change: dict[str, str], arguments: tuple[str, ...], says: str
 ) -> None:
-    environment = {**live.environment, **change}
-    done = command(Live(live.url, {k: v for k, v in environment.items() if v}), *arguments)
+    changed = dataclasses.replace(live, environment={**live.environment, **change})
+    done = command(changed, *arguments)
     assert done.returncode == 1
     line = done.stderr.strip().splitlines()[-1]
     assert line.startswith("airflow agents mirror reconcile: ")
