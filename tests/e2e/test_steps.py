@@ -83,6 +83,8 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setenv("AIRFLOW__AGENTS__PUSH", "always")
     dags = Path(os.environ["AIRFLOW_HOME"]) / "dags"
     dags.mkdir(exist_ok=True)
+    # A deferred step is resumed soon.
+    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "0")
     found = Bench(tmp_path, open_store(url), dags, monkeypatch)
     yield found
     shutil.rmtree(found.dags)
