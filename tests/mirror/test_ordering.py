@@ -181,7 +181,7 @@ def test_any_order_of_hints_and_reconciles_tells_the_truth(table: MirrorTable) -
     run_state_machine_as_test(
         MirrorMachine,
         settings=settings(
-            max_examples=60,
+            max_examples=40,
             # Shrinking against a real server takes minutes; the steps are few anyway.
             phases=(Phase.explicit, Phase.reuse, Phase.generate),
             stateful_step_count=25,
@@ -208,4 +208,35 @@ def test_a_truth_that_was_right_again_is_not_undone(table: MirrorTable, number: 
         reconcile_run(table, airflow)
 
     reconcile_run(_Overtaken(table, meanwhile), airflow)
+    assert_truth(table, airflow)
+
+
+@pytest.mark.integration
+def test_a_truth_that_was_overtaken_is_refused(table: MirrorTable) -> None:
+    """An ended try is read, and cleared before it is written; another reconcile wrote the clear."""
+    airflow = AirflowModel("overtaken", ("plan",))
+    airflow.begin("plan")
+    reconcile_run(table, airflow)
+    airflow.end("plan", "failed")
+
+    def meanwhile() -> None:
+        airflow.clear("plan")
+        reconcile_run(table, airflow)
+        airflow.begin("plan")
+        airflow.hints[-1](table)
+
+    reconcile_run(_Overtaken(table, meanwhile), airflow)
+    assert_truth(table, airflow)
+
+
+@pytest.mark.integration
+def test_a_late_hint_does_not_undo_a_users_mark_of_the_run(table: MirrorTable) -> None:
+    airflow = AirflowModel("marked", ("plan",))
+    airflow.begin("plan")
+    airflow.end("plan", "failed")
+    airflow.end_run("failed")
+    airflow.end_run("success")
+    reconcile_run(table, airflow)
+    for hint in airflow.hints:
+        hint(table)
     assert_truth(table, airflow)
