@@ -49,9 +49,10 @@ rm -f "$folder/installed"
 "$python" -m venv "$folder" ||
     fail "$python cannot make a virtual environment; on Debian: apt-get install python3-venv"
 
-# uv takes seconds where pip takes minutes; pip knows more ways to be configured.
+# uv takes seconds where pip takes minutes; pip knows more ways to be configured. Byte code is made
+# now, as pip does: Airflow starts many processes, each of which would take seconds to compile.
 if "$folder/bin/python" -m pip install --quiet --disable-pip-version-check uv &&
-    "$folder/bin/uv" pip install --python "$folder/bin/python" "$@"; then
+    "$folder/bin/uv" pip install --compile-bytecode --python "$folder/bin/python" "$@"; then
     :
 else
     echo "setup: uv did not get there; pip is tried instead" >&2

@@ -13,6 +13,8 @@ from infra.local.repository import git
 
 LOG_LINES = 25
 _WIDEST = 72
+#: What Airflow's scheduler does between the states that are worth a line.
+_UNREMARKABLE = (None, "scheduled", "queued")
 
 Say = Callable[[str], None]
 
@@ -40,7 +42,7 @@ class Progress:
 
     def _tell(self, task: Mapping[str, Any]) -> None:
         key, now = (task["task_id"], task["map_index"]), (task["state"], task["try_number"])
-        if self._seen.get(key) == now or task["state"] is None:
+        if self._seen.get(key) == now or task["state"] in _UNREMARKABLE:
             return
         self._seen[key] = now
         attempt = f" (attempt {task['try_number']})" if task["try_number"] > 1 else ""

@@ -61,6 +61,8 @@ def test_each_change_is_told_once() -> None:
     progress = report.Progress(api, "d", "r", said.append)
 
     assert progress.look() is None
+    api.tasks = [task("plan", "queued"), task("review", "scheduled")]
+    progress.look()
     api.tasks = [task("plan", "running", start="2026-11-23T10:00:00Z"), task("review", None)]
     progress.look()
     progress.look()

@@ -157,7 +157,7 @@ def _wait_until_healthy(live: Live, process: subprocess.Popen[bytes], log: Path)
             pytest.fail(f"airflow standalone ended: {log.read_text()[-3000:]}")
         with contextlib.suppress(httpx.HTTPError, KeyError):
             found = {dag["dag_id"] for dag in live.request("GET", "dags")["dags"]}
-            if {"probe", "foreign"} <= found:
+            if {"probe", "foreign", "look"} <= found:
                 return
         time.sleep(0.3)
     pytest.fail(f"Airflow does not show the probe DAGs: {log.read_text()[-3000:]}")

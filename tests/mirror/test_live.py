@@ -184,6 +184,14 @@ def test_lost_items_of_a_range_of_runs(live: Live, stores: Stores, green: str) -
     assert stores.mirrored("foreign", "foreign").by_key() == {}
 
 
+def test_the_maintenance_mends_in_a_task(live: Live, stores: Stores, green: str) -> None:
+    for look in ("first", "second"):
+        stores.lose(green, "STEP#plan#-1")
+        live.trigger("look", look, {})
+        assert live.wait_for_run("look", look, "success", "failed") == "success"
+        assert stores.story(green) == stores.truth(green)
+
+
 def test_a_deleted_run_is_marked_and_kept(live: Live, stores: Stores) -> None:
     live.trigger("probe", "deleted", {})
     assert live.wait_for_run("probe", "deleted", "success", "failed") == "success"

@@ -16,6 +16,7 @@ from airflow_agent_provider.agents.failures import OutputInvalid, failure_to_dic
 from airflow_agent_provider.agents.identity import AttemptKey, StepKey
 from airflow_agent_provider.hooks.artifacts import open_store
 from airflow_agent_provider.mirror import listener
+from airflow_agent_provider.mirror.maintenance import ReconcileOperator
 from airflow_agent_provider.operators.agent import AgentOperator
 from airflow_agent_provider.operators.codex import CodexAgentOperator
 from airflow_agent_provider.settings import load_settings
@@ -92,3 +93,7 @@ with DAG("probe", schedule=None):
 
 with DAG("foreign", schedule=None):
     Other(task_id="other")
+
+# The maintenance DAG's task, without its schedule, which would mend what other tests break.
+with DAG("look", schedule=None):
+    ReconcileOperator(task_id="reconcile")
