@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from airflow.utils.providers_configuration_loader import providers_configuration_loaded
 
+from airflow_agent_provider.agents.failures import InvalidDefinition
 from airflow_agent_provider.hooks.airflow_api import AirflowApiError, AirflowApiHook
 from airflow_agent_provider.hooks.artifacts import open_store
 from airflow_agent_provider.hooks.mirror_table import MirrorError, MirrorTable
@@ -44,7 +45,7 @@ def reconcile(args: Namespace) -> None:
     except ReconcileError as error:
         _show(error.mended)
         _fail(str(error))
-    except (AirflowApiError, MirrorError) as error:
+    except (AirflowApiError, MirrorError, InvalidDefinition) as error:
         _fail(str(error))
     _show(mended)
     what = "1 item was" if len(mended) == 1 else f"{len(mended)} items were"

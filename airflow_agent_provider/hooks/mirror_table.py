@@ -183,7 +183,7 @@ class Patience:
     :param connect: seconds for a connection.
     :param read: seconds for an answer.
     :param attempts: tries of one request in all.
-    :param cooldown: seconds for which nothing is tried after a failure.
+    :param cooldown: seconds for which no hint is tried after a failure.
     """
 
     connect: float
@@ -228,8 +228,13 @@ class MirrorTable:
     def hint(self, item: Item) -> bool:
         """Store ``item`` unless the table knows better; return whether it was stored.
 
+        After a failure nothing is tried for the patience's ``cooldown``, so that the hints of a
+        step do not wait for a dead table one after the other.
+
         :raises MirrorError: if the table cannot be used.
         """
+        if time.monotonic() < self._closed_until:
+            return False
         condition = {
             "ConditionExpression": "attribute_not_exists(pk) OR #v < :v",
             "ExpressionAttributeNames": {"#v": "version"},
@@ -314,13 +319,15 @@ class MirrorTable:
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError, ClientError
 
-        config = Config(
+        ours = Config(
             connect_timeout=self.patience.connect,
             read_timeout=self.patience.read,
             retries={"total_max_attempts": self.patience.attempts, "mode": "standard"},
         )
         try:
-            return AwsBaseHook(self.aws_conn_id, client_type="dynamodb", config=config).get_conn()
+            hook = AwsBaseHook(self.aws_conn_id, client_type="dynamodb")
+            # What the connection sets (config_kwargs) wins.
+            return hook.get_client_type(config=ours.merge(hook.config))
         except (BotoCoreError, ClientError) as error:
             raise MirrorError(
                 f"mirror table {self.name!r}: the connection {self.aws_conn_id!r} makes no DynamoDB"
@@ -341,10 +348,6 @@ class MirrorTable:
 
     def _call(self, operation: str, **request: Any) -> Any:
         """Send a request; None if its condition was not met."""
-        if time.monotonic() < self._closed_until:
-            raise MirrorUnavailable(
-                f"mirror table {self.name!r}: failed a moment ago, so it is not tried again yet"
-            )
         self.warm()
         from botocore.exceptions import BotoCoreError, ClientError
 

@@ -24,6 +24,7 @@ from airflow_agent_provider.agents.registry import STEP_OPERATOR_NAME
 from airflow_agent_provider.hooks.artifacts import ArtifactStore, open_store
 from airflow_agent_provider.hooks.mirror_table import (
     FOR_HINTS,
+    Item,
     MirrorTable,
     MirrorUnavailable,
     Phase,
@@ -45,7 +46,7 @@ from airflow_agent_provider.settings import load_settings
 log = logging.getLogger(__name__)
 
 #: Seconds that the end of a step waits for its hint. With a dead table, that is all it costs.
-END_WAIT = 0.45
+END_WAIT = 0.4
 
 _CLIENTS = (
     "airflow.providers.amazon.aws.hooks.s3",
@@ -111,8 +112,12 @@ def on_dag_run_failed(dag_run: Any, msg: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """What a listener saw of a step, so that no ORM row is touched by another thread."""
+class Seen:
+    """What a listener saw of a step; a copy, since no other thread may touch an ORM row.
+
+    :param state: the step's new state.
+    :param phase: how far the try is, and by whose account.
+    """
 
     attempt: AttemptKey
     state: str
@@ -134,9 +139,13 @@ def _step_changed(ti: Any, state: str, *, ended: bool) -> None:
     operator = getattr(ti.task, "operator_name", "") if in_task else ti.operator_name
     if not str(operator or "").startswith(STEP_OPERATOR_NAME):
         return
+    if ti.try_number == 0:
+        # A user marks a step that never began. No number would tell a late hint of that from one
+        # of before a clear, so it is left to the reconcile.
+        return
     phase = (Phase.ENDED if in_task else Phase.DECIDED) if ended else Phase.RUNNING
     step = StepKey(ti.dag_id, ti.run_id, ti.task_id, -1 if ti.map_index is None else ti.map_index)
-    seen = _Seen(
+    seen = Seen(
         AttemptKey(step, ti.try_number),
         state,
         phase,
@@ -146,7 +155,7 @@ def _step_changed(ti: Any, state: str, *, ended: bool) -> None:
     if in_task and not ended:
         # Beside the step, which goes on: its end finds the clients ready.
         _writer.submit(_warm)
-    done = _writer.submit(lambda: _tell_step(seen))
+    done = _writer.submit(lambda: tell_step(_table(), _store(), seen))
     if in_task and ended and not done.wait(END_WAIT):
         log.warning(
             "The mirror did not take the end of the step within %s s; the reconcile repairs it",
@@ -154,25 +163,37 @@ def _step_changed(ti: Any, state: str, *, ended: bool) -> None:
         )
 
 
-def _tell_step(seen: _Seen) -> None:
+def tell_step(table: MirrorTable, store: ArtifactStore, seen: Seen) -> None:
+    """Write what was seen of a step: the step and its attempt, two writes.
+
+    :raises MirrorError: if the table cannot be used.
+    """
     key = seen.attempt
-    table = _table()
-    outcome = None if seen.phase is Phase.RUNNING else read_outcome(_store(), key)
+    outcome = None if seen.phase is Phase.RUNNING else read_outcome(store, key)
     times = {"started": utc_text(seen.started), "ended": utc_text(seen.ended)}
     attempt = attempt_values(seen.state, times, outcome)
     version = Version(try_number=key.number, phase=seen.phase)
     place = (key.step.dag_id, key.step.run_id, key.step.step_id, key.step.map_index)
     table.hint(step_item(*place, version, step_values(seen.state, key.number, attempt)))
-    if key.number > 0:
-        table.hint(attempt_item(*place, version, attempt))
+    table.hint(attempt_item(*place, version, attempt))
 
 
 def _run_changed(dag_run: Any, state: str) -> None:
     tasks = getattr(getattr(dag_run, "dag", None), "tasks", ())
     if not any(str(t.operator_name or "").startswith(STEP_OPERATOR_NAME) for t in tasks):
         return
+    item = run_hint(dag_run, state)
+    _writer.submit(lambda: _table().hint(item))
+
+
+def run_hint(dag_run: Any, state: str) -> Item:
+    """Return what a listener saw of a run.
+
+    :param dag_run: Airflow's ORM row.
+    :param state: the run's new state.
+    """
     queued = utc_text(dag_run.queued_at)
-    item = run_item(
+    return run_item(
         dag_run.dag_id,
         dag_run.run_id,
         Version(queued or "", 0, Phase.RUNNING if state == "running" else Phase.DECIDED),
@@ -190,7 +211,6 @@ def _run_changed(dag_run: Any, state: str) -> None:
             clear_number=dag_run.clear_number,
         ),
     )
-    _writer.submit(lambda: _table().hint(item))
 
 
 def _warm() -> None:

@@ -1,8 +1,8 @@
 """Makes the mirror equal to what Airflow says, through its public API.
 
 Per run it first reads the mirror, then asks Airflow, then replaces what differs, each item only if
-it is still as it was read. So of two reconciles the one that asked Airflow later wins, and one that
-was overtaken looks again.
+it is still as it was read. So of two reconciles the one that asked Airflow later wins; one that was
+overtaken, or cannot be sure that it was not, looks again.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from airflow_agent_provider.agents.failures import AgentFailure
 from airflow_agent_provider.agents.identity import AttemptKey, StepKey
 from airflow_agent_provider.hooks.airflow_api import (
     NOT_BEGUN,
@@ -132,8 +133,9 @@ def reconcile(
         try:
             if thorough or not glimpse.equals(table.read_run(*key)):
                 mended += _mend(api, table, store, *key, thorough=thorough)
-        except (AirflowApiError, MirrorError) as error:
-            # One run's trouble is not another's, but where nothing works, the rest is spared.
+        except (AirflowApiError, MirrorError, AgentFailure) as error:
+            # The store's own errors are agent failures. One run's trouble is not another's, but
+            # where nothing works, the rest is spared.
             failed.append(f"{key[0]} {key[1]}: {error}")
             if len(failed) == GIVE_UP and not mended:
                 break
@@ -232,21 +234,19 @@ def _mend(
         seen = table.read_run(dag_id, run_id)
         read_at = time.time()
         truth = _truth(api, store, dag_id, run_id, seen, thorough=thorough)
-        refused = False
+        known = seen.by_key()
+        done = True
         for item in truth:
-            old = seen.by_key().get(item.sk)
+            old = known.get(item.sk)
             if old is not None and (_same(old, item) or _not_reported(old, item, read_at)):
                 continue
-            if table.settle(item, old):
-                mended += _difference(old, item)
-            else:
-                refused = True
-        if not refused:
+            written = table.settle(item, old)
+            mended += _difference(old, item) if written else []
+            done = done and written and (old is None or _past(old.version, item.version))
+        if done:
             return mended
         time.sleep(0.05 * 2**look)
-    raise MirrorError(
-        f"the mirror changed at each of {LOOKS} looks; the next reconcile looks again"
-    )
+    raise MirrorError(f"it changed at each of {LOOKS} looks; the next reconcile looks again")
 
 
 def _truth(
@@ -360,6 +360,16 @@ def _attempt_values(
         # Artifacts are create-only: what was read once stays as it is.
         return {**old.values, **times}
     return attempt_values(row.state, times, read_outcome(store, key), settled=True)
+
+
+def _past(old: Version, new: Version) -> bool:
+    """Return whether Airflow's truth cannot come back to ``old``.
+
+    Where it can, another reconcile may have read it later than we did and have found ``old`` right,
+    which leaves no trace in the table.
+    """
+    grown = (new.clear, new.try_number) > (old.clear, old.try_number)
+    return grown or (Phase.RUNNING <= old.phase <= Phase.DECIDED and new.phase is Phase.SETTLED)
 
 
 def _missing(item: Item) -> Item:

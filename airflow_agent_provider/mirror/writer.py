@@ -69,7 +69,7 @@ class Writer:
         self._dropped += 1
         if self._dropped == 1 or self._dropped % 100 == 0:
             log.warning(
-                "The mirror has dropped %d changes, since its table does not keep up; "
+                "The mirror has dropped %d change(s), since its table does not keep up; "
                 "the reconcile repairs them",
                 self._dropped,
             )

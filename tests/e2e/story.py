@@ -2,59 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from airflow_agent_provider.agents.identity import StepKey
 from airflow_agent_provider.hooks.mirror_table import MirrorTable
 from infra.local.stack import TABLE
 from tests.e2e.live import Live, git
+from tests.mirror.story import Story, airflow_story, mirror_story
 
 
-@dataclass
-class Story:
-    """What a teller says of a run.
+@dataclass(frozen=True)
+class Told:
+    """What all three tell of a run.
 
-    :param run: the run's state.
     :param steps: state by step.
     :param attempts: state by step and attempt number.
     :param commits: the succeeded steps' commits, by step.
     """
 
-    run: str = ""
-    steps: dict[str, str] = field(default_factory=dict)
-    attempts: dict[tuple[str, int], str] = field(default_factory=dict)
-    commits: dict[str, str] = field(default_factory=dict)
+    steps: dict[str, str]
+    attempts: dict[tuple[str, int], str]
+    commits: dict[str, str]
 
 
-def told_by_airflow(live: Live, dag_id: str, run_id: str) -> Story:
-    """Return what Airflow's public API tells."""
-    story = Story(run=live.api.run(dag_id, run_id)["state"])
-    for step in live.api.task_instances(dag_id, run_id):
-        name = step["task_id"]
-        story.steps[name] = step["state"]
-        for attempt in live.api.tries(dag_id, run_id, name):
-            if attempt["start_date"]:
-                story.attempts[name, attempt["try_number"]] = attempt["state"]
-        if step["state"] == "success":
-            story.commits[name] = live.api.xcom(dag_id, run_id, name)["commit"]
-    return story
+def told_by_airflow(live: Live, dag_id: str, run_id: str) -> tuple[Story, dict[str, str]]:
+    """Return what Airflow's public API tells, and the commits of the steps that succeeded."""
+    story = airflow_story(lambda path: live.api.request("GET", f"/{path}"), dag_id, run_id)
+    green = [step for (step, _), (_, state) in story.steps.items() if state == "success"]
+    return story, {step: live.api.xcom(dag_id, run_id, step)["commit"] for step in green}
 
 
-def told_by_the_mirror(live: Live, dag_id: str, run_id: str) -> Story:
-    """Return what DynamoDB tells."""
+def told_by_the_mirror(live: Live, dag_id: str, run_id: str) -> tuple[Story, dict[str, str]]:
+    """Return what DynamoDB tells, and the commits of the steps that succeeded."""
     live.store()  # leads aws_default to the stand-in
-    found = MirrorTable(TABLE).read_run(dag_id, run_id)
-    story = Story(run=found.run.state if found.run else "")
-    for item in found.steps:
-        name = item.step[0]
-        story.steps[name] = item.state
-        if item.state == "success":
-            story.commits[name] = str(item.values.get("commit"))
-    for item in found.attempts:
-        name, _, number = item.step
-        story.attempts[name, number] = item.state
-    return story
+    table = MirrorTable(TABLE)
+    green = [item for item in table.read_run(dag_id, run_id).steps if item.state == "success"]
+    commits = {item.step[0]: str(item.values.get("commit")) for item in green}
+    return mirror_story(table, dag_id, run_id), commits
 
 
 def told_by_the_branch(remote: Path, dag_id: str, run_id: str) -> dict[str, str]:
@@ -70,13 +55,17 @@ def told_by_the_branch(remote: Path, dag_id: str, run_id: str) -> dict[str, str]
     return {line[1]: line[0] for line in commits if len(line) == 2}
 
 
-def assert_one_story(live: Live, dag_id: str, run_id: str, remote: Path) -> Story:
+def assert_one_story(live: Live, dag_id: str, run_id: str, remote: Path) -> Told:
     """Reconcile the run by the command line; all three tell the same then. Return it."""
     done = live.stack.airflow(
         *("agents", "mirror", "reconcile", "--dag-id", dag_id, "--run-id", run_id)
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    airflow = told_by_airflow(live, dag_id, run_id)
-    assert told_by_the_mirror(live, dag_id, run_id) == airflow
-    assert told_by_the_branch(remote, dag_id, run_id) == airflow.commits
-    return airflow
+    told, commits = told_by_airflow(live, dag_id, run_id)
+    assert told_by_the_mirror(live, dag_id, run_id) == (told, commits)
+    assert told_by_the_branch(remote, dag_id, run_id) == commits
+    return Told(
+        {step: state for (step, _), (_, state) in told.steps.items()},
+        {(step, number): state for step, _, number, state in told.attempts},
+        commits,
+    )
