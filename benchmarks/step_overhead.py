@@ -9,7 +9,7 @@
 A step's overhead is its task's time, less that of a task that does nothing, less the bare turn's.
 Airflow has run tasks in the process before, so that nothing of its own is cold. The first step of a
 process pays for imports and clients, as every task of a real worker does; the later ones show what
-is left without them. Each figure is the median over all processes.
+is left without them. Each figure is the least of several, which other load disturbs least.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -234,13 +233,12 @@ def _fresh(kind: str, url: str, env: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _report(results: Mapping[str, list[dict[str, Any]]]) -> bool:
-    first = {kind: statistics.median(each["first"] for each in results[kind]) for kind in KINDS}
+    first = {kind: min(each["first"] for each in results[kind]) for kind in KINDS}
     later = {
-        kind: statistics.median(value for each in results[kind] for value in each["later"])
-        for kind in KINDS
+        kind: min(value for each in results[kind] for value in each["later"]) for kind in KINDS
     }
     print(f"set-up: {PROCESSES} processes each, {os.cpu_count()} CPUs, {platform.machine()};")
-    print(f"  Python {platform.python_version()}; a turn of three requests; medians in seconds")
+    print(f"  Python {platform.python_version()}; a turn of three requests; seconds")
     print(f"idle task      {later['idle']:6.2f}")
     print(f"bare turn      {later['bare']:6.2f}  first of a process {first['bare']:6.2f}")
     reached = True

@@ -21,7 +21,7 @@ class RepositoryUnusable(RuntimeError):
 
 
 def make_clone(source: str, target: Path) -> str:
-    """Make a bare clone that knows no other repository; return its default branch.
+    """Make a bare clone of the default branch that knows no other repository; return its name.
 
     :param source: path or URL of a repository; empty takes the project's own, or a small sample
         where the project is no repository.
@@ -32,7 +32,9 @@ def make_clone(source: str, target: Path) -> str:
         if not source:
             own = (ROOT / ".git").exists()
             source = str(ROOT) if own else str(_make_sample(Path(folder) / "sample"))
-        _git(None, "clone", "--quiet", "--bare", source, str(target))
+        # Other branches are of no use here, and one that is called ``cursor`` or ``agents`` would
+        # leave no room for branches below that name.
+        _git(None, "clone", "--quiet", "--bare", "--single-branch", source, str(target))
     # Without a remote, nothing can be pushed anywhere else by mistake.
     _git(target, "remote", "remove", "origin")
     try:

@@ -31,6 +31,15 @@ def test_the_clone_has_the_commits_and_no_remote(source: Path, tmp_path: Path) -
     assert "source.git" not in (target / "config").read_text()
 
 
+def test_other_branches_stay_behind(source: Path, tmp_path: Path) -> None:
+    git(source, "branch", "cursor", "main")
+    target = tmp_path / "clone.git"
+
+    make_clone(str(source), target)
+
+    assert git(target, "for-each-ref", "--format=%(refname)", "refs/heads") == "refs/heads/main"
+
+
 def test_a_source_without_a_branch_gets_one(source: Path, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     run_git(tmp_path, "clone", "-q", str(source), str(tree))
