@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,10 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     # A deferred step is resumed soon.
     monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "0")
     found = Bench(tmp_path, open_store(url), dags, monkeypatch)
+    handler = signal.getsignal(signal.SIGTERM)
     yield found
+    # A task that ran in this process has left its own.
+    signal.signal(signal.SIGTERM, handler)
     shutil.rmtree(found.dags)
     if found.server is not None:
         found.server.stop()

@@ -189,6 +189,9 @@ def test_processes_may_make_the_mirror_at_once(origin: Origin, root: Path) -> No
     context = multiprocessing.get_context("fork")
     with context.Pool(4) as pool:
         results = pool.starmap(resolve, [(origin, root)] * 8)
+        # To be ended by a signal, they would have to heed it; Airflow sets a handler of its own.
+        pool.close()
+        pool.join()
     assert set(results) == {origin.at("main")}
     assert len([path for path in (root / "mirrors").iterdir() if path.is_dir()]) == 1
 
