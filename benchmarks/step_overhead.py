@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 from infra.local.aws import Aws, start_ministack  # noqa: E402
 from infra.local.processes import Processes  # noqa: E402
-from infra.local.stack import BUCKET, MODEL, TABLE  # noqa: E402
+from infra.local.stack import BUCKET, FOREIGN, MODEL, TABLE  # noqa: E402
 
 PROCESSES = 3
 LATER = 4
@@ -198,9 +198,8 @@ def _make_env(folder: Path, url: str, aws: Aws) -> dict[str, dict[str, str]]:
         "password": "key-of-the-bench",
         "extra": {"model": MODEL},
     }
-    foreign = ("AIRFLOW_", "AWS_")
     common = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(foreign)},
+        **{name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)},
         "AIRFLOW_HOME": str(folder / "airflow"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__DAGS_FOLDER": str(folder / "dags"),

@@ -38,7 +38,8 @@ class AirflowApi:
     def __init__(self, url: str, user: str, password: str) -> None:
         self.url = url
         self._login = {"username": user, "password": password}
-        self._client = httpx.Client(base_url=url, timeout=ANSWER_WITHIN)
+        # A proxy, where there is one, does not lead to this machine's own servers.
+        self._client = httpx.Client(base_url=url, timeout=ANSWER_WITHIN, trust_env=False)
 
     def __enter__(self) -> Self:
         return self
@@ -55,11 +56,14 @@ class AirflowApi:
 
         :param path: below ``/api/v2``.
         :param options: what :meth:`httpx.Client.request` takes.
-        :raises ApiError: if the answer is an error.
+        :raises ApiError: if the answer is an error, or there is none.
         """
-        if "Authorization" not in self._client.headers:
-            self._client.headers["Authorization"] = f"Bearer {self._token()}"
-        return _checked(self._client.request(method, f"/api/v2{path}", **options))
+        try:
+            if "Authorization" not in self._client.headers:
+                self._client.headers["Authorization"] = f"Bearer {self._token()}"
+            return _checked(self._client.request(method, f"/api/v2{path}", **options))
+        except httpx.TransportError as error:
+            raise ApiError(f"Airflow does not answer at {self.url}: {error!r}") from error
 
     def healthy(self) -> bool:
         """Return whether the API answers and all of Airflow's components are healthy."""

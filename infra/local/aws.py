@@ -54,9 +54,12 @@ class Aws:
     def client(self, service: str) -> Any:
         """Return a boto3 client of a service."""
         import boto3
+        from botocore.config import Config
 
         return boto3.client(
             service,
+            # A proxy, where there is one, does not lead to this machine's own servers.
+            config=Config(proxies={}),
             endpoint_url=self.endpoint,
             region_name=REGION,
             aws_access_key_id=self.account,
@@ -120,6 +123,7 @@ def start_ministack(processes: Processes, account: str = ACCOUNT) -> Aws:
     """
     (port,) = free_ports(1)
     endpoint = f"http://127.0.0.1:{port}"
+    health = f"{endpoint}/_ministack/health"
     env = {
         **{name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
         "BIND_HOST": "127.0.0.1",
@@ -131,7 +135,7 @@ def start_ministack(processes: Processes, account: str = ACCOUNT) -> Aws:
 
     def ready() -> bool:
         try:
-            return httpx.get(f"{endpoint}/_ministack/health", timeout=2).is_success
+            return httpx.get(health, timeout=2, trust_env=False).is_success
         except httpx.HTTPError:
             return False
 

@@ -27,6 +27,8 @@ from infra.local.processes import Child, Processes
 BUCKET = "airflow-agents"
 TABLE = "airflow-agents"
 USER = "admin"
+#: How the variables begin that say how to reach what is not of this machine.
+FOREIGN = ("AIRFLOW_", "AWS_", "OPENAI_", "CODEX_", "CURSOR_")
 #: The model whose tools the scripted model server speaks.
 MODEL = "gpt-5.5"
 #: Seconds between two looks at a hosted run; the stand-in grants more than the vendor does.
@@ -129,12 +131,9 @@ class Stack:
     @property
     def env(self) -> dict[str, str]:
         """The environment of Airflow's processes and of its command line."""
-        # Settings and keys of the user's own Airflow and AWS must not get in.
-        foreign = ("AIRFLOW__", "AIRFLOW_CONN_", "AIRFLOW_VAR_", "AWS_")
-        own = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         # Airflow starts its own command by name.
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-        return {**own, "PATH": path, **self._airflow_env}
+        return {**_own_env(), "PATH": path, **self._airflow_env}
 
     def airflow(self, *arguments: str, within: float = 120.0) -> subprocess.CompletedProcess[str]:
         """Run Airflow's command line on this Airflow; the exit code is for the caller to judge.
@@ -173,7 +172,9 @@ class Stack:
             *("--model-port", str(model), "--cursor-port", str(cursor)),
             *("--port-file", port_file),
         ]
-        self.processes.start("rehearsal", command, cwd=self.folder, ready=port_file.exists)
+        self.processes.start(
+            "rehearsal", command, env=_own_env(), cwd=self.folder, ready=port_file.exists
+        )
         self._connections["codex_default"] = _agent(
             "codex", f"http://127.0.0.1:{model}/v1", {"model": MODEL}
         )
@@ -241,6 +242,15 @@ class Stack:
             **{_variable(name): value for name, value in settings.items()},
             **{f"AIRFLOW_CONN_{name.upper()}": text for name, text in self._connections.items()},
         }
+
+
+def _own_env() -> dict[str, str]:
+    # Settings and keys of the user's own Airflow, AWS and vendors must not get in.
+    own = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+    # A proxy, where there is one, does not lead to this machine's own servers.
+    for name in ("no_proxy", "NO_PROXY"):
+        own[name] = ",".join(filter(None, (own.get(name), "127.0.0.1", "localhost")))
+    return own
 
 
 def _agent(kind: str, url: str, extra: Mapping[str, Any]) -> str:
