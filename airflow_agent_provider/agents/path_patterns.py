@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 # Other matchers give these a meaning, and a pattern that says nothing would protect nothing.
-_RESERVED = re.compile(r"[][{}\\]")
+_RESERVED = frozenset("[]{}\\")
 
 
 def pattern_fault(pattern: str) -> str | None:
@@ -27,8 +27,8 @@ def pattern_fault(pattern: str) -> str | None:
         return "leads out of the workspace; a pattern below it, without '..'"
     if pattern.startswith("!"):
         return "starts with '!'; write the pattern alone, under 'allow' or 'deny'"
-    if special := _RESERVED.search(pattern):
-        return f"holds {special.group()!r}; only *, ? and ** are special, so write ? in its place"
+    if special := next((character for character in pattern if character in _RESERVED), None):
+        return f"holds {special!r}; only *, ? and ** are special, so write ? in its place"
     if pattern.endswith("/"):
         return f"names no file; write '{pattern}**' for all that is in a folder"
     if "" in names or "." in names:

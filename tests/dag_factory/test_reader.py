@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,8 @@ ANYTHING = st.recursive(
 @st.composite
 def damaged(draw: st.DrawFn) -> Any:
     """Draw a definition of which one value is replaced by any other."""
-    workflow = draw(workflows())
+    # Drawn values are shared between examples.
+    workflow = deepcopy(draw(workflows()))
     part: Any = workflow
     while True:
         keys = list(part) if isinstance(part, dict) else list(range(len(part)))
