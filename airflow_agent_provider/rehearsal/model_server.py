@@ -19,11 +19,15 @@ from typing import Any, Self
 
 from airflow_agent_provider.rehearsal.conversation import Conversation, next_move
 from airflow_agent_provider.rehearsal.script import Action, Fail, Script
+from airflow_agent_provider.rehearsal.wires.chat import ChatWire
 from airflow_agent_provider.rehearsal.wires.responses import ResponsesWire
 from airflow_agent_provider.rehearsal.wires.wire import Answer, Stream, Whole, Wire
 
 #: The wire of each path.
-_WIRES: dict[str, Wire] = {"/v1/responses": ResponsesWire()}
+_WIRES: dict[str, Wire] = {
+    "/v1/responses": ResponsesWire(),
+    "/v1/chat/completions": ChatWire(),
+}
 #: How many requests the journal keeps.
 _JOURNAL_LENGTH = 1000
 #: Seconds between two looks at whether a client that is left without an answer is still there.
@@ -189,7 +193,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         body = self._read_body(wire)
         if body is not None and self._authorized(wire, body):
-            self._respond(wire, body)
+            self._converse(wire, body)
 
     def _plain_path(self) -> str:
         return self.path.partition("?")[0]
@@ -225,6 +229,14 @@ class _Handler(BaseHTTPRequestHandler):
         if self._authorized(wire):
             self.server.record(JournalEntry(self.command, self.path, 200))
             self._send_whole(Whole(200, wire.models()))
+
+    def _converse(self, wire: Wire, body: dict[str, Any]) -> None:
+        text = wire.aside(body)
+        if text is None:
+            self._respond(wire, body)
+            return
+        self.server.record(JournalEntry(self.command, self.path, 200, action="aside", body=body))
+        self._send(wire.answer(body, Move("msg_aside", text)))
 
     def _respond(self, wire: Wire, body: dict[str, Any]) -> None:
         script = self.server.script
