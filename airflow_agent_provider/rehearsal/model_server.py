@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
-from airflow_agent_provider.rehearsal.conversation import Conversation, next_move
+from airflow_agent_provider.rehearsal.conversation import Conversation, Move, next_move
 from airflow_agent_provider.rehearsal.script import Action, Fail, Script
 from airflow_agent_provider.rehearsal.wires.chat import ChatWire
 from airflow_agent_provider.rehearsal.wires.responses import ResponsesWire

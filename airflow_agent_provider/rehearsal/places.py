@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Sized
+from collections.abc import Iterable, Sized
 
 _FOLDER = re.compile(
     r"working (?:in the )?directory(?: is)?:?\s+`?(?P<path>/[^\n`<]*[^\s`<.])", re.IGNORECASE
@@ -17,7 +17,7 @@ def workspace_of(instructions: Iterable[str], prompts: Iterable[str]) -> str:
     """Return the folder that an agent works in; empty if its request does not tell.
 
     :param instructions: the texts of the agent's program.
-    :param prompts: the user's messages; 
+    :param prompts: the user's messages;
     """
     folder = ""
     for text in instructions:
