@@ -90,12 +90,15 @@ def patch_of(write: Write) -> str | None:
     return f"*** Begin Patch\n*** Add File: {write.path}\n{lines}*** End Patch"
 
 
-def judge(tool: str, output: str) -> Verdict:
+def judge(tool: str, output: str, *, failed: bool = False) -> Verdict:
     """Return what the result of a call says of it.
 
     :param tool: the tool's name.
     :param output: the result's text.
+    :param failed: whether the result is marked as an error.
     """
+    if tool in _TELLERS:
+        return Verdict(done=False, told=not failed)
     if _LOST.match(output) or _LOST_LATER.search(output):
         return Verdict(done=False)
     if (tool in _WRITERS or tool in _PATCHERS) and _SHELL_CAN.search(output[:500]):
