@@ -162,7 +162,9 @@ def conversation_of(
     for entry in history:
         length += 1
         if isinstance(entry, Said):
-            position, verdict = _after_say(actions, position, entry.text), Verdict(done=True)
+            said = _after_say(actions, position, entry.text)
+            if said is not None:
+                position, verdict = said, Verdict(done=True)
         elif isinstance(entry, Prompt):
             # A new turn: whatever ran in the one before was ended with it, and what the one before
             # was told needs no last words.
@@ -182,15 +184,17 @@ def conversation_of(
     )
 
 
-def _after_say(actions: Sequence[Action], position: int, text: str) -> int:
-    """Return the position after the next action that says ``text``."""
+def _after_say(actions: Sequence[Action], position: int, text: str) -> int | None:
+    """Return the position after the next action that says ``text``; None if there is none.
+
+    Then it is what the agent's program adds in the model's name, as after an interruption, or the
+    last message, which is said again in every further turn.
+    """
     words = text.split()
     for index in range(position, len(actions)):
         if actions[index].say is not None and say_text(actions[index].say).split() == words:
             return index + 1
-    # The words are the agent's program's, as after an interruption, or those of the last action,
-    # which is said again in every further turn.
-    return position
+    return None
 
 
 def say_text(say: Any) -> str:

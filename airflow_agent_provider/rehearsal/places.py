@@ -8,11 +8,13 @@ from collections.abc import Iterable, Sized
 #: Lines by which programs name the folder: Claude Code, Copilot and OpenCode; Qwen Code.
 _FOLDER = re.compile(
     r"^(?:[ \t*-]*(?:Primary |Current )?working directory"
-    r"|I'm currently working in the directory): (?P<path>/.*?)[ \t]*$",
+    r"|I'm currently working in the directory): (?P<path>/.*?)(?: \(was /.*\))?[ \t]*$",
     re.MULTILINE | re.IGNORECASE,
 )
 #: How messages begin that programs write in the user's name.
 _PROGRAMS_OWN = ("<system-reminder>", "This is the Qwen Code.")
+#: Those of them that tell the folder; others may quote a file of the repository.
+_TELL_FOLDER = ("<system-reminder>\n# Environment", "This is the Qwen Code.")
 #: An answer with at most so many tokens is only wanted to see whether the model answers.
 _PROBE_TOKENS = 16
 
@@ -28,12 +30,14 @@ def workspace_of(instructions: Iterable[str], messages: Iterable[str]) -> str:
     A user's prompt does not count: it may quote anything.
 
     :param instructions: the texts of the agent's program.
-    :param messages: the messages in the user's name.
+    :param messages: the messages in the user's name. The last one counts: a session that goes on
+        elsewhere is told so.
     """
-    for text in (*instructions, *(m for m in messages if not is_prompt(m))):
+    folder = ""
+    for text in (*instructions, *(m for m in messages if m.startswith(_TELL_FOLDER))):
         if match := _FOLDER.search(text):
-            return match["path"]
-    return ""
+            folder = match["path"]
+    return folder
 
 
 def is_aside(tools: Sized, workspace: str, limit: int | None) -> bool:

@@ -60,12 +60,14 @@ _LOST = re.compile(
     # Claude Code
     r"\[(Tool call (interrupted|did not complete)|Request interrupted|Tool use interrupted"
     r"|Tool result missing)|The user doesn't want to take this action right now"
+    r"|The user doesn't want to proceed with this tool use\..*this call was stopped while running"
     # Copilot: its program was killed, the turn was aborted
     r"|Tool execution was interrupted|The execution of this tool, or a previous tool was int"
     # OpenCode: it was killed, the turn was cancelled
     r"|\[Tool execution was interrupted|Tool execution aborted"
     # Qwen Code, which drops a call from its history if it was killed
-    r"|\[Operation Cancelled\]|Command was cancelled by user before it could"
+    r"|\[Operation Cancelled\]|Command was cancelled by user before it could",
+    re.DOTALL,
 )
 #: OpenCode adds this to what an interrupted command had written.
 _LOST_LATER = re.compile(r"<(?:bash|shell)_metadata>\s[^<]*User aborted the command")
