@@ -251,6 +251,26 @@ class CodexScriptRig(CodexRig):
         return {}
 
 
+class CopilotRig(LocalRig):
+    """The real Copilot runtime, against the scripted model."""
+
+    agent = "copilot"
+    # Copilot repeats failed requests by itself, which would only make the suite slow.
+    options: ClassVar[dict[str, Any]] = {"patience": 3}
+
+    def stand_in(self, script: Script) -> StandIn:
+        """Return the scripted model."""
+        return ModelServer(script)
+
+    def connect(self, url: str, key: str = "sk-conformance-4711") -> None:
+        """Set the connection; a provider of one's own is named by its API's base URL."""
+        super().connect(f"{url}/v1", key)
+
+    def extra(self) -> dict[str, Any]:
+        """Return the connection's extras."""
+        return {"model": "gpt-5.5"}
+
+
 class CursorRig(HostedRig):
     """The Cursor hook, against the stand-in of Cursor's cloud."""
 
@@ -264,6 +284,7 @@ class CursorRig(HostedRig):
 RIGS: dict[str, type[Rig]] = {
     "codex": CodexRig,
     "codex-default-model": CodexScriptRig,
+    "copilot": CopilotRig,
     "cursor": CursorRig,
 }
 
