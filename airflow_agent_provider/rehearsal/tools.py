@@ -57,11 +57,17 @@ _USEFUL: dict[str, Any] = {
 
 #: How results begin of calls that did not run to their end: such an action is done again.
 _LOST = re.compile(
+    # Claude Code
     r"\[(Tool call (interrupted|did not complete)|Request interrupted|Tool use interrupted"
-    r"|Tool result missing|Tool execution was interrupted|Operation Cancelled)"
-    r"|Tool execution (aborted|interrupted)"
-    r"|The user doesn't want to take this action right now"
-    r"|Command was cancelled by user before it could"
+    r"|Tool result missing)|The user doesn't want to take this action right now"
+    r"|The user doesn't want to proceed with this tool use\..*this call was stopped while running"
+    # Copilot: its program was killed, the turn was aborted
+    r"|Tool execution was interrupted|The execution of this tool, or a previous tool was int"
+    # OpenCode: it was killed, the turn was cancelled
+    r"|\[Tool execution was interrupted|Tool execution aborted"
+    # Qwen Code, which drops a call from its history if it was killed
+    r"|\[Operation Cancelled\]|Command was cancelled by user before it could",
+    re.DOTALL,
 )
 #: OpenCode adds this to what an interrupted command had written.
 _LOST_LATER = re.compile(r"<(?:bash|shell)_metadata>\s[^<]*User aborted the command")
@@ -86,12 +92,15 @@ def patch_of(write: Write) -> str | None:
     return f"*** Begin Patch\n*** Add File: {write.path}\n{lines}*** End Patch"
 
 
-def judge(tool: str, output: str) -> Verdict:
+def judge(tool: str, output: str, *, failed: bool = False) -> Verdict:
     """Return what the result of a call says of it.
 
     :param tool: the tool's name.
     :param output: the result's text.
+    :param failed: whether the result is marked as an error.
     """
+    if tool in _TELLERS:
+        return Verdict(done=False, told=not failed)
     if _LOST.match(output) or _LOST_LATER.search(output):
         return Verdict(done=False)
     if (tool in _WRITERS or tool in _PATCHERS) and _SHELL_CAN.search(output[:500]):

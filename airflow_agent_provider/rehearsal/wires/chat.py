@@ -21,7 +21,7 @@ from airflow_agent_provider.rehearsal.conversation import (
     conversation_of,
     step_of,
 )
-from airflow_agent_provider.rehearsal.places import is_aside, workspace_of
+from airflow_agent_provider.rehearsal.places import is_aside, is_prompt, workspace_of
 from airflow_agent_provider.rehearsal.script import Action, Fail
 from airflow_agent_provider.rehearsal.tools import OfferedTools, instance, judge
 from airflow_agent_provider.rehearsal.wires.openai import OpenAI, error_body
@@ -60,7 +60,7 @@ class ChatWire(OpenAI):
         """Return where the conversation of a request stands."""
         messages = dicts(request.get("messages"))
         workspace = _workspace(messages)
-        step = step_of(workspace, _texts(messages, "user"))
+        step = step_of(workspace, filter(is_prompt, _texts(messages, "user")))
         tools = OfferedTools(_schemas(request), workspace)
         return conversation_of(step, workspace, tools, _history(messages), actions_of(step))
 
@@ -143,7 +143,7 @@ def _history(messages: Sequence[Mapping[str, Any]]) -> Iterator[Entry]:
             for call in calls:
                 names[str(call.get("id"))] = str(_called(call).get("name"))
                 yield Called(str(call.get("id")))
-        elif role == "user":
+        elif role == "user" and is_prompt(text):
             yield Prompt(text)
         elif role == "tool":
             call_id = str(message.get("tool_call_id"))
