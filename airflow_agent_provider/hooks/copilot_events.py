@@ -224,7 +224,7 @@ class TurnReader:
         yield from ()
 
     def _said_all(self, event: Any) -> Iterator[AgentEvent]:
-        self.silent = True
+        self.silent = not _get(event.data, "aborted")
         yield from ()
 
     def _idle(self, event: Any) -> Iterator[AgentEvent]:
