@@ -70,7 +70,8 @@ def plant(folder: Path) -> Canaries:
         file = home / place
         file.parent.mkdir(parents=True, exist_ok=True)
         values[f"home: {place}"] = secret = make_canary()
-        file.write_text(f"token = {secret}\n")
+        head = "[default]\n" if place == ".aws/credentials" else ""
+        file.write_text(f"{head}token = {secret}\n")
     os.environ["HOME"] = str(home)
     for name in ("DEPLOY_TOKEN", "DATABASE_PASSWORD", "GITHUB_TOKEN", "PLAIN_NAME", "LC_CANARY"):
         values[f"environment: {name}"] = os.environ[name] = make_canary()

@@ -38,8 +38,8 @@ def hunted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Live, Can
                 elif name.endswith(("FERNET_KEY", "SECRET_KEY", "JWT_SECRET")):
                     values[f"Airflow's config: {name}"] = value
             remote = live.repository("canaries", {"README.md": "# Project\n"})
-            run = live.api.trigger(WORKFLOW, conf={"repository": str(remote)})
-            run_id = run["dag_run_id"]
+            live.api.wait_for_dag(WORKFLOW)
+            run_id = live.api.trigger(WORKFLOW, conf={"repository": str(remote)})
             live.api.wait_for_run(WORKFLOW, run_id, within=300)
             yield live, Canaries(values), run_id
     finally:
