@@ -178,6 +178,9 @@ class Stack:
         self._connections["codex_default"] = _agent(
             "codex", f"http://127.0.0.1:{model}/v1", {"model": MODEL}
         )
+        self._connections["copilot_default"] = _agent(
+            "copilot", f"http://127.0.0.1:{model}/v1", {"model": MODEL}
+        )
         self._connections["cursor_default"] = _agent(
             "cursor", f"http://127.0.0.1:{cursor}", {"poll_interval": POLL_INTERVAL}
         )

@@ -386,7 +386,11 @@ def test_no_error_at_all() -> None:
 
 def test_what_is_unknown_is_passed_over() -> None:
     reader = TurnReader(WORKSPACE)
-    for one in (event("some.thing.new", a=1), event("model.thing"), event("abort", reason="user_initiated")):
+    for one in (
+        event("some.thing.new", a=1),
+        event("model.thing"),
+        event("abort", reason="user_initiated"),
+    ):
         assert read(one, reader=reader) == []
         assert reader.trouble(one) is None
 
