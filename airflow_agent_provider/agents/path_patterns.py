@@ -19,6 +19,7 @@ def pattern_fault(pattern: str) -> str | None:
 
     A pattern is a path below the workspace in which ``*`` is any part of a name, ``?`` one
     character of it, and the name ``**`` any number of folders, or at the end all that is in one.
+    A pattern without any of these is also for all below it, where it is a folder.
 
     :param pattern: the pattern, as the workflow gives it.
     """
@@ -52,7 +53,10 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     # A repeated '**' says nothing more, and would only take time.
     *folders, last = re.sub(r"(\*\*/)+", "**/", pattern).split("/")
     parts = [_FOLDERS if name == "**" else f"{_name(name)}/" for name in folders]
-    parts.append(".+" if last == "**" else _name(last))
+    parts.append("[^/].*" if last == "**" else _name(last))
+    if not set(pattern) & set(_WILD):
+        # Of a folder that may not be changed, nothing below may.
+        parts.append("(?:/.+)?")
     return re.compile("".join(parts), re.DOTALL)
 
 

@@ -45,21 +45,6 @@ class AgentOperator(BaseOperator):
     :param model: the vendor's model name.
     :param agent_conn_id: connection of the agent; None takes the agent's default one.
     :param options: settings of this agent alone, as its hook documents them.
-    :param fallbacks: the agents that take over, in this order, where the one before cannot serve;
-        each with ``agent``, ``model``, ``agent_conn_id`` and ``options``.
-    :param verify: shell commands that must succeed on what the agent left.
-    :param repair: how often the agent is told, in the same session, what its work fails on before
-        the attempt has failed.
-    :param changes: ``required``, ``allowed`` or ``forbidden``; None for ``allowed``, or
-        ``forbidden`` where the access is ``read_only``.
-    :param allow_paths: patterns of the files that may change; empty for all.
-    :param deny_paths: patterns of the files that may not change, the allowed ones included.
-    :param network: ``model`` or ``open``: what the agent can reach.
-    :param retry_on: failure classes after which there is a retry; None for all that it can help.
-    :param budget_usd: USD that the run may spend, all of its steps and attempts together.
-    :param budget_tokens: tokens that the run may spend.
-    :param setup_commands: shell commands that make the workspace ready before the agent starts.
-    :param setup_files: files of the workspace that decide what the set-up leaves.
     :param repository: URL or path of the git repository; empty for a new empty one per run.
     :param ref: branch, tag or commit to start from; empty takes the repository's default branch.
     :param repository_conn_id: connection of type ``git`` for a private repository.
@@ -112,18 +97,6 @@ class AgentOperator(BaseOperator):
         model: str | None = None,
         agent_conn_id: str | None = None,
         options: Mapping[str, Any] | None = None,
-        fallbacks: Sequence[Mapping[str, Any]] = (),
-        verify: Sequence[str] = (),
-        repair: int = 2,
-        changes: str | None = None,
-        allow_paths: Sequence[str] = (),
-        deny_paths: Sequence[str] = (),
-        network: str = "model",
-        retry_on: Sequence[str] | None = None,
-        budget_usd: float | None = None,
-        budget_tokens: int | None = None,
-        setup_commands: Sequence[str] = (),
-        setup_files: Sequence[str] = (),
         repository: str = "",
         ref: str = "",
         repository_conn_id: str | None = None,
@@ -166,18 +139,6 @@ class AgentOperator(BaseOperator):
         self.model = model
         self.agent_conn_id = agent_conn_id
         self.options = dict(options or {})
-        self.fallbacks = tuple(dict(fallback) for fallback in fallbacks)
-        self.verify = tuple(verify)
-        self.repair = repair
-        self.changes = changes
-        self.allow_paths = tuple(allow_paths)
-        self.deny_paths = tuple(deny_paths)
-        self.network = network
-        self.retry_on = None if retry_on is None else tuple(retry_on)
-        self.budget_usd = budget_usd
-        self.budget_tokens = budget_tokens
-        self.setup_commands = tuple(setup_commands)
-        self.setup_files = tuple(setup_files)
         self.repository = repository
         self.ref = ref
         self.repository_conn_id = repository_conn_id
@@ -189,7 +150,7 @@ class AgentOperator(BaseOperator):
         self.allow_paths = tuple(allow_paths)
         self.deny_paths = tuple(deny_paths)
         self.network = Network(network).value
-        self.retry_on = retry_on
+        self.retry_on = None if retry_on is None else tuple(retry_on)
         self.budget_usd = budget_usd
         self.budget_tokens = budget_tokens
         self.setup_commands = tuple(setup_commands)

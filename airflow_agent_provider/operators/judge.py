@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_agent_provider.agents.contract import Access, AgentResult
@@ -19,6 +19,7 @@ from airflow_agent_provider.agents.failures import (
     VerificationFailed,
 )
 from airflow_agent_provider.agents.outcome import check_schema, parse_output
+from airflow_agent_provider.agents.path_patterns import matches_any
 
 if TYPE_CHECKING:
     from airflow_agent_provider.sandbox.command import Finished
@@ -121,32 +122,9 @@ def _policy_faults(rules: Rules, changed: Sequence[str]) -> list[AgentFailure]:
 
 
 def _permitted(path: str, rules: Rules) -> bool:
-    if any(matches(path, pattern) for pattern in rules.deny):
+    if matches_any(path, rules.deny):
         return False
-    return not rules.allow or any(matches(path, pattern) for pattern in rules.allow)
-
-
-def matches(path: str, pattern: str) -> bool:
-    """Return whether a path is of a pattern: ``*`` and ``?`` within a name, ``**`` any folders.
-
-    A pattern that names a folder, with or without a slash at its end, is for all below it.
-
-    :param path: path below the workspace.
-    :param pattern: such as ``src/**`` or ``*.md``.
-    """
-    return _match(PurePosixPath(path).parts, tuple(PurePosixPath(pattern).parts))
-
-
-def _match(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
-    if not pattern:
-        return True
-    if pattern[0] == "**":
-        if len(pattern) == 1:
-            return bool(parts)
-        return any(_match(parts[index:], pattern[1:]) for index in range(len(parts) + 1))
-    # One name against one pattern: neither holds a slash.
-    fits = bool(parts) and PurePosixPath(parts[0]).match(pattern[0])
-    return fits and _match(parts[1:], pattern[1:])
+    return not rules.allow or matches_any(path, rules.allow)
 
 
 def _output(rules: Rules, workspace: Workspace, answer: AgentResult) -> Any:

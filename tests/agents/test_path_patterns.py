@@ -15,7 +15,8 @@ from airflow_agent_provider.agents.path_patterns import matches_any, pattern_fau
 @pytest.mark.parametrize(
     ("pattern", "named", "not_named"),
     [
-        ("README.md", ["README.md"], ["docs/README.md", "README_md", "README.md/x", "readme.md"]),
+        ("README.md", ["README.md"], ["docs/README.md", "README_md", "readme.md"]),
+        (".github", [".github", ".github/workflows/ci.yml"], [".githubx", "a/.github/b"]),
         ("src/**", ["src/a.py", "src/a/b.py", "src/.env"], ["src", "srcs/a.py", "lib/src/a.py"]),
         ("**", ["a", ".env", "a/b\nc"], []),
         ("**/*.py", ["a.py", "src/a.py", "a/b/.c.py"], ["a.pyc", "a.py/b"]),
@@ -94,6 +95,8 @@ def test_it_names_the_files_that_pythons_own_search_finds(
 
     # It takes a plain file for a folder where the pattern goes on after it, and calls it 'a/'.
     expected = {name for name in found if name in files}
+    if not set(pattern) & set("*?"):
+        expected |= {file for file in files if file.startswith(f"{pattern}/")}
     assert {file for file in files if matches_any(file, [pattern])} == expected
 
 
