@@ -300,7 +300,7 @@ def _below(path: str, prefix: str) -> bool:
     return path == prefix or path.startswith(f"{prefix}/")
 
 
-class _Server(ThreadingMixIn):
+class _Server(ThreadingMixIn, TCPServer):
     daemon_threads = True
     request_queue_size = 64
     door: Door
@@ -322,7 +322,7 @@ class _Server(ThreadingMixIn):
         """Keep silent: an agent that goes away in mid-answer is no error."""
 
 
-class _TcpServer(_Server, TCPServer):
+class _TcpServer(_Server):
     def __init__(self, address: tuple[str, int], door: Door) -> None:
         self.door = door
         super().__init__(address, _Handler)
