@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
@@ -139,6 +140,14 @@ class LocalRig(Rig):
     #: What stands in the command line of the agent's program, and in no other's.
     program: ClassVar[str]
 
+    #: Modules of the vendor's SDK, which a test takes away.
+    sdk: ClassVar[tuple[str, ...]] = ()
+
+    def hide_program(self, patch: pytest.MonkeyPatch) -> None:
+        """Let the SDK be missing."""
+        for module in self.sdk:
+            patch.setitem(sys.modules, module, None)
+
     @property
     def home(self) -> Path:
         """The session's own folder."""
@@ -232,6 +241,7 @@ class CodexRig(LocalRig):
     # Codex repeats failed requests by itself, which would only make the suite slow.
     options: ClassVar[dict[str, Any]] = {"retries": 0, "patience": 3}
     program = "app-server"
+    sdk = ("openai_codex", "codex_cli_bin")
 
     def stand_in(self, script: Script) -> StandIn:
         """Return the scripted model."""

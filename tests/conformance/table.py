@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-_SUITE = Path(__file__).with_name("test_agent_hooks.py")
+_SUITE = [str(Path(__file__).with_name(f"test_agent_{part}.py")) for part in ("hooks", "ends")]
 #: Parameters of the suite that name the agent.
-_RIG_PARAMETERS = ("rig", "local", "name")
+_RIG_PARAMETERS = ("rig", "local", "each", "name")
 _MARKS = {"passed": "✓", "failed": "✗", "skipped": "–"}
 #: Of a behaviour that several tests show for one agent, the worst counts.
 _WORST = ("failed", "skipped", "passed")
@@ -68,7 +68,7 @@ def main() -> int:
     """Run the suite and print the table; return pytest's exit code."""
     results = Results()
     code = pytest.main(
-        [str(_SUITE), "-q", "--no-header", "-p", "no:xdist", *sys.argv[1:]], plugins=[results]
+        [*_SUITE, "-q", "--no-header", "-p", "no:xdist", *sys.argv[1:]], plugins=[results]
     )
     sys.stdout.write(f"\n{results.table()}\n")
     return int(code)
