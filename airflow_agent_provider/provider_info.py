@@ -97,6 +97,13 @@ _CONFIG = {
             "",
             "/var/lib/airflow-agents",
         ),
+        "programs": _option(
+            "Folder of the worker for the agents' programs that come from npm; fill it with ``npm "
+            "install --prefix FOLDER PACKAGE@VERSION``. Empty takes ``agents/programs`` in "
+            "AIRFLOW_HOME.\n",
+            "",
+            "/opt/airflow-agents/programs",
+        ),
         "aws_conn_id": _option("Connection for S3 and DynamoDB.\n", "aws_default"),
         "airflow_api_conn_id": _option(
             "Connection to Airflow's public API; the mirror's reconcile reads through it.\n",
