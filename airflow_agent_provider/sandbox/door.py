@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import hmac
 import json
+import re
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import TCPServer, ThreadingMixIn, UnixStreamServer
@@ -34,6 +36,16 @@ _READ_SECONDS = 900.0
 _CLIENT_SECONDS = 900.0
 #: Characters of the upstream's words that are kept of a failure.
 _WORDS = 4000
+#: What the last events of a stream have in them that was sent to its end: OpenAI's chat and
+#: responses, Anthropic's messages, Google's.
+_ENDED = re.compile(
+    rb'\[DONE\]|"finish_?[rR]eason":\s*"|message_stop|response\.(completed|incomplete)'
+)
+#: An error that came when the answer's status was already sent.
+_ERROR = re.compile(rb'^(event: error|event: response\.failed|data: \{"error")', re.MULTILINE)
+
+#: Bytes that such a mark has at most.
+_MARK_SIZE = 32
 
 #: Headers of one connection, which say nothing about the next (RFC 9110, 7.6.1).
 _HOP = {
@@ -75,14 +87,18 @@ class UpstreamFailure:
 
     Agents may hide it behind retries of their own.
 
-    :param status: its HTTP status; None where it gave no answer at all.
+    :param status: its HTTP status; None where it gave no answer, or none to its end.
     :param words: what it said, or the error on the way to it.
     :param retry_after: seconds that it asks to wait, if it does.
+    :param since: the monotonic clock's seconds of the first failure in a row without a success.
+    :param at: the monotonic clock's seconds of this failure.
     """
 
     status: int | None
     words: str
     retry_after: float | None = None
+    since: float = field(default_factory=time.monotonic)
+    at: float = field(default_factory=time.monotonic)
 
 
 class Door:
@@ -145,6 +161,16 @@ class Door:
                 base_url=self.upstream.origin, timeout=timeout, limits=limits
             )
         return self._client
+
+    def note(self, failure: UpstreamFailure | None) -> None:
+        """Remember how a request ended.
+
+        :param failure: how it failed; None if it did not.
+        """
+        last = self.last_failure
+        if failure is not None and last is not None:
+            failure = replace(failure, since=last.since)
+        self.last_failure = failure
 
     @contextlib.contextmanager
     def passing(self) -> Iterator[bool]:
@@ -286,35 +312,40 @@ class _Handler(BaseHTTPRequestHandler):
             answer = door.client().send(request, stream=True)
         except httpx.HTTPError as error:
             words = f"{type(error).__name__}: {error}".rstrip(": ")
-            door.last_failure = UpstreamFailure(None, words)
+            self._note(UpstreamFailure(None, words))
             self._refuse(502, f"the model's API gives no answer: {words}")
             return
         try:
-            self._answer(door, answer)
+            self._answer(answer)
         except httpx.HTTPError as error:
             # The agent sees what it would see without a door: an answer that breaks off.
-            door.last_failure = UpstreamFailure(None, f"the answer broke off: {error}")
+            self._note(UpstreamFailure(None, f"the answer broke off: {error}"))
             self._cut()
         finally:
             answer.close()
 
-    def _answer(self, door: Door, answer: httpx.Response) -> None:
+    def _answer(self, answer: httpx.Response) -> None:
         self.send_response_only(answer.status_code)
         for name, value in answer.headers.multi_items():
             if name.lower() not in _HOP:
                 self.send_header(name, value)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        words = bytearray()
+        ending = _Ending(answer)
         for piece in answer.iter_raw():
             if piece:
                 self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
                 self.wfile.flush()
-            if not answer.is_success and len(words) < _WORDS:
-                words += piece
+                ending.take(piece)
+        # Before the agent sees the end, and tells of it.
+        self._note(ending.failure())
         self.wfile.write(b"0\r\n\r\n")
         self.wfile.flush()
-        door.last_failure = None if answer.is_success else _failure(answer, bytes(words))
+
+    def _note(self, failure: UpstreamFailure | None) -> None:
+        # What is looked up with GET, as the list of models, says nothing about the work.
+        if self.command == "POST":
+            self.server.door.note(failure)
 
     def _cut(self) -> None:
         self.close_connection = True
@@ -332,9 +363,49 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
 
-def _failure(answer: httpx.Response, words: bytes) -> UpstreamFailure:
-    text = words.decode(errors="replace")[:_WORDS]
-    return UpstreamFailure(answer.status_code, text, _seconds(answer.headers.get("retry-after")))
+class _Ending:
+    """Tells how an answer ended: by its status, or by what the pieces of a stream hold.
+
+    :param answer: the upstream's answer.
+    """
+
+    def __init__(self, answer: httpx.Response) -> None:
+        self._answer = answer
+        headers = answer.headers
+        self._streams = (
+            answer.is_success
+            and headers.get("content-type", "").startswith("text/event-stream")
+            # What is compressed is passed on as it is.
+            and "content-encoding" not in headers
+        )
+        self._ended = False
+        self._words = b""
+        self._rest = b""
+
+    def take(self, piece: bytes) -> None:
+        """Look at one piece."""
+        if self._streams and not self._words:
+            # A mark may be cut in two.
+            window = self._rest + piece
+            self._rest = window[-_MARK_SIZE:]
+            self._ended = self._ended or _ENDED.search(window) is not None
+            error = _ERROR.search(window)
+            if error is None:
+                return
+            piece = window[error.start() :]
+        elif self._answer.is_success and not self._streams:
+            return
+        self._words = (self._words + piece)[:_WORDS]
+
+    def failure(self) -> UpstreamFailure | None:
+        """Return how it failed, None if it did not."""
+        text = self._words.decode(errors="replace")
+        if not self._answer.is_success:
+            wait = _seconds(self._answer.headers.get("retry-after"))
+            return UpstreamFailure(self._answer.status_code, text, wait)
+        if not self._streams or (self._ended and not text):
+            return None
+        return UpstreamFailure(None, text or "the answer broke off")
 
 
 def _seconds(value: str | None) -> float | None:
