@@ -107,7 +107,7 @@ class Conversation:
     :param tools: what the agent can do.
     :param position: the index of the action that comes next; beyond the last one when all are done.
     :param waiting_for: the tool call that asks for the end of a command that still runs.
-    :param calls: how many tool calls there were.
+    :param length: how many entries the history has.
     :param by_shell: whether the agent's own tool refused to write the file that comes next.
     :param told: whether the structured answer that comes next has been handed over.
     """
@@ -117,7 +117,7 @@ class Conversation:
     tools: Tools
     position: int
     waiting_for: Call | None = None
-    calls: int = 0
+    length: int = 0
     by_shell: bool = False
     told: bool = False
 
@@ -158,17 +158,18 @@ def conversation_of(
 
     :param actions: the step's; only where its turns end matters here.
     """
-    position, calls, verdict = 0, 0, Verdict(done=True)
+    position, length, verdict = 0, 0, Verdict(done=True)
     for entry in history:
-        if isinstance(entry, Called):
-            calls += 1
-        elif isinstance(entry, Said):
-            position, verdict = _after_say(actions, position, entry.text), Verdict(done=True)
+        length += 1
+        if isinstance(entry, Said):
+            said = _after_say(actions, position, entry.text)
+            if said is not None:
+                position, verdict = said, Verdict(done=True)
         elif isinstance(entry, Prompt):
             # A new turn: whatever ran in the one before was ended with it, and what the one before
             # was told needs no last words.
             position, verdict = position + verdict.told, Verdict(done=True)
-        elif match := _CALL_ID.match(entry.id):
+        elif isinstance(entry, Returned) and (match := _CALL_ID.match(entry.id)):
             verdict = entry.verdict
             position = int(match["position"]) + verdict.done
     return Conversation(
@@ -177,21 +178,23 @@ def conversation_of(
         tools=tools,
         position=position,
         waiting_for=verdict.waiting_for,
-        calls=calls,
+        length=length,
         by_shell=verdict.by_shell,
         told=verdict.told,
     )
 
 
-def _after_say(actions: Sequence[Action], position: int, text: str) -> int:
-    """Return the position after the next action that says ``text``."""
+def _after_say(actions: Sequence[Action], position: int, text: str) -> int | None:
+    """Return the position after the next action that says ``text``; None if there is none.
+
+    Then it is what the agent's program adds in the model's name, as after an interruption, or the
+    last message, which is said again in every further turn.
+    """
     words = text.split()
     for index in range(position, len(actions)):
         if actions[index].say is not None and say_text(actions[index].say).split() == words:
             return index + 1
-    # The words are the agent's program's, as after an interruption, or those of the last action,
-    # which is said again in every further turn.
-    return position
+    return None
 
 
 def say_text(say: Any) -> str:
@@ -209,10 +212,10 @@ def next_move(conversation: Conversation, action: Action, position: int) -> Move
     call = _call(conversation, action)
     if call is not None:
         index = position if position >= 0 else conversation.position
-        return Move(f"call_{index}_{conversation.calls}", call=call)
+        return Move(f"call_{index}_{conversation.length}", call=call)
     # A tool that the agent does not have ends the turn, with the reason.
     text = _lack(action) if action.say is None else say_text(action.say)
-    return Move(f"msg_{position}_{conversation.calls}", text=text)
+    return Move(f"msg_{position}_{conversation.length}", text=text)
 
 
 def _call(conversation: Conversation, action: Action) -> Call | None:

@@ -17,16 +17,21 @@ from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
-from airflow_agent_provider.rehearsal.conversation import Conversation, next_move
+from airflow_agent_provider.rehearsal.conversation import Conversation, Move, next_move
 from airflow_agent_provider.rehearsal.script import Action, Fail, Script
 from airflow_agent_provider.rehearsal.wires.chat import ChatWire
+from airflow_agent_provider.rehearsal.wires.messages import MessagesWire
 from airflow_agent_provider.rehearsal.wires.responses import ResponsesWire
 from airflow_agent_provider.rehearsal.wires.wire import Answer, Stream, Whole, Wire
 
+_RESPONSES = ResponsesWire()
+_MESSAGES = MessagesWire()
 #: The wire of each path.
 _WIRES: dict[str, Wire] = {
-    "/v1/responses": ResponsesWire(),
+    "/v1/responses": _RESPONSES,
     "/v1/chat/completions": ChatWire(),
+    "/v1/messages": _MESSAGES,
+    "/v1/messages/count_tokens": _MESSAGES,
 }
 #: How many requests the journal keeps.
 _JOURNAL_LENGTH = 1000
@@ -192,7 +197,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse_path()
             return
         body = self._read_body(wire)
-        if body is not None and self._authorized(wire, body):
+        if body is None or not self._authorized(wire, body):
+            return
+        if self._plain_path().endswith("/count_tokens"):
+            self._count(body)
+        else:
             self._converse(wire, body)
 
     def _plain_path(self) -> str:
@@ -203,7 +212,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._send_whole(self._wire_of_headers().refuse(404, message, "not_found"))
 
     def _wire_of_headers(self) -> Wire:
-        return _WIRES["/v1/responses"]
+        ours = ("x-api-key", "anthropic-version")
+        return _MESSAGES if any(name in self.headers for name in ours) else _RESPONSES
 
     def _read_body(self, wire: Wire) -> dict[str, Any] | None:
         raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -221,7 +231,7 @@ class _Handler(BaseHTTPRequestHandler):
         if wire.authorized(self.headers):
             return True
         self.server.record(JournalEntry(self.command, self.path, 401, body=body))
-        self._send_whole(wire.refuse(401, "Incorrect API key provided.", "invalid_api_key"))
+        self._send_whole(wire.refuse_key())
         return False
 
     def _models(self) -> None:
@@ -229,6 +239,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self._authorized(wire):
             self.server.record(JournalEntry(self.command, self.path, 200))
             self._send_whole(Whole(200, wire.models()))
+
+    def _count(self, body: dict[str, Any]) -> None:
+        self.server.record(JournalEntry(self.command, self.path, 200, action="aside", body=body))
+        self._send(_MESSAGES.count(body))
 
     def _converse(self, wire: Wire, body: dict[str, Any]) -> None:
         text = wire.aside(body)

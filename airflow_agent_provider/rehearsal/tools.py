@@ -44,21 +44,30 @@ _WRITERS = {
     "Write": _Writer("file_path", "content"),  # Claude Code
     "write_file": _Writer("file_path", "content"),  # Qwen Code
 }
+#: Tools that take a patch, as plain text.
+_PATCHERS = ("apply_patch",)  # Copilot, for OpenAI's models
 #: Tools that take the turn's structured answer as their arguments.
 _TELLERS = ("StructuredOutput",)  # Claude Code
 #: Arguments that are given where a tool has a parameter for them.
 _USEFUL: dict[str, Any] = {
     "timeout": _LONGEST_MS,
+    "initial_wait": _LONGEST_MS // 1000,
     "is_background": False,
 }
 
 #: How results begin of calls that did not run to their end: such an action is done again.
 _LOST = re.compile(
+    # Claude Code
     r"\[(Tool call (interrupted|did not complete)|Request interrupted|Tool use interrupted"
-    r"|Tool result missing|Tool execution was interrupted|Operation Cancelled)"
-    r"|Tool execution (aborted|interrupted)"
-    r"|The user doesn't want to take this action right now"
-    r"|Command was cancelled by user before it could"
+    r"|Tool result missing)|The user doesn't want to take this action right now"
+    r"|The user doesn't want to proceed with this tool use\..*this call was stopped while running"
+    # Copilot: its program was killed, the turn was aborted
+    r"|Tool execution was interrupted|The execution of this tool, or a previous tool was int"
+    # OpenCode: it was killed, the turn was cancelled
+    r"|\[Tool execution was interrupted|Tool execution aborted"
+    # Qwen Code, which drops a call from its history if it was killed
+    r"|\[Operation Cancelled\]|Command was cancelled by user before it could",
+    re.DOTALL,
 )
 #: OpenCode adds this to what an interrupted command had written.
 _LOST_LATER = re.compile(r"<(?:bash|shell)_metadata>\s[^<]*User aborted the command")
@@ -74,15 +83,27 @@ def write_command(write: Write) -> str:
     return f'mkdir -p -- "$(dirname -- {path})" && printf %s {shlex.quote(write.content)} > {path}'
 
 
-def judge(tool: str, output: str) -> Verdict:
+def patch_of(write: Write) -> str | None:
+    """Return the patch that adds a file; None if no patch can say what is in it."""
+    # A patch is made of whole lines, so it cannot say that the last one has no end.
+    if not write.content.endswith("\n") or "\r" in write.content or not write.path.strip():
+        return None
+    lines = "".join(f"+{line}\n" for line in write.content.removesuffix("\n").split("\n"))
+    return f"*** Begin Patch\n*** Add File: {write.path}\n{lines}*** End Patch"
+
+
+def judge(tool: str, output: str, *, failed: bool = False) -> Verdict:
     """Return what the result of a call says of it.
 
     :param tool: the tool's name.
     :param output: the result's text.
+    :param failed: whether the result is marked as an error.
     """
+    if tool in _TELLERS:
+        return Verdict(done=False, told=not failed)
     if _LOST.match(output) or _LOST_LATER.search(output):
         return Verdict(done=False)
-    if tool in _WRITERS and _SHELL_CAN.search(output[:500]):
+    if (tool in _WRITERS or tool in _PATCHERS) and _SHELL_CAN.search(output[:500]):
         return Verdict(done=False, by_shell=True)
     return Verdict(done=True)
 
@@ -106,11 +127,22 @@ class OfferedTools:
 
     def write(self, write: Write, *, by_shell: bool) -> Call | None:
         """Return the call that writes a file."""
-        for name in () if by_shell or not self._workspace else self._offered(_WRITERS):
+        call = None if by_shell else self._patch(write) or self._create(write)
+        return call or self.run(write_command(write))
+
+    def _patch(self, write: Write) -> Call | None:
+        patch = patch_of(write)
+        for name in self._offered(_PATCHERS):
+            return None if patch is None else Call(name, patch)
+        return None
+
+    def _create(self, write: Write) -> Call | None:
+        # These tools want an absolute path.
+        for name in self._offered(_WRITERS) if self._workspace else ():
             path = str(PurePosixPath(self._workspace) / write.path)
             tool = _WRITERS[name]
             return self._call(name, {tool.path: path, tool.content: write.content})
-        return self.run(write_command(write))
+        return None
 
     def tell(self, values: Mapping[str, Any]) -> Call | None:
         """Return the call that hands over a structured answer."""

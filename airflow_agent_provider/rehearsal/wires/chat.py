@@ -21,7 +21,7 @@ from airflow_agent_provider.rehearsal.conversation import (
     conversation_of,
     step_of,
 )
-from airflow_agent_provider.rehearsal.places import is_aside, workspace_of
+from airflow_agent_provider.rehearsal.places import is_aside, is_prompt, workspace_of
 from airflow_agent_provider.rehearsal.script import Action, Fail
 from airflow_agent_provider.rehearsal.tools import OfferedTools, instance, judge
 from airflow_agent_provider.rehearsal.wires.openai import OpenAI, error_body
@@ -60,7 +60,7 @@ class ChatWire(OpenAI):
         """Return where the conversation of a request stands."""
         messages = dicts(request.get("messages"))
         workspace = _workspace(messages)
-        step = step_of(workspace, _texts(messages, "user"))
+        step = step_of(workspace, filter(is_prompt, _texts(messages, "user")))
         tools = OfferedTools(_schemas(request), workspace)
         return conversation_of(step, workspace, tools, _history(messages), actions_of(step))
 
@@ -123,8 +123,13 @@ def _workspace(messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _schemas(request: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    functions = (tool.get("function") or {} for tool in dicts(request.get("tools")))
-    return {str(f["name"]): f.get("parameters") or {} for f in functions if "name" in f}
+    tools = [_called(tool) for tool in dicts(request.get("tools"))]
+    return {str(tool.get("name")): tool.get("parameters") or {} for tool in tools}
+
+
+def _called(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a tool, or a call of one, says under its kind: its name and so on."""
+    return tool.get(str(tool.get("type") or "function")) or {}
 
 
 def _history(messages: Sequence[Mapping[str, Any]]) -> Iterator[Entry]:
@@ -136,9 +141,9 @@ def _history(messages: Sequence[Mapping[str, Any]]) -> Iterator[Entry]:
             yield Said(text)
         elif role == "assistant":
             for call in calls:
-                names[str(call.get("id"))] = str((call.get("function") or {}).get("name"))
+                names[str(call.get("id"))] = str(_called(call).get("name"))
                 yield Called(str(call.get("id")))
-        elif role == "user":
+        elif role == "user" and is_prompt(text):
             yield Prompt(text)
         elif role == "tool":
             call_id = str(message.get("tool_call_id"))
@@ -148,8 +153,13 @@ def _history(messages: Sequence[Mapping[str, Any]]) -> Iterator[Entry]:
 def _message(move: Move) -> dict[str, Any]:
     if move.call is None:
         return {"role": "assistant", "content": move.text}
-    function = {"name": move.call.name, "arguments": json.dumps(move.call.arguments)}
-    call = {"id": move.id, "type": "function", "function": function}
+    call: dict[str, Any] = {"id": move.id}
+    if isinstance(move.call.arguments, str):
+        custom = {"name": move.call.name, "input": move.call.arguments}
+        call |= {"type": "custom", "custom": custom}
+    else:
+        function = {"name": move.call.name, "arguments": json.dumps(move.call.arguments)}
+        call |= {"type": "function", "function": function}
     return {"role": "assistant", "content": None, "tool_calls": [call]}
 
 
@@ -168,10 +178,12 @@ def _chunk(
 def _deltas(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     yield {"role": "assistant", "content": message["content"] and ""}
     for index, call in enumerate(message.get("tool_calls", ())):
-        function = {**call["function"], "arguments": ""}
-        yield {"tool_calls": [{**call, "index": index, "function": function}]}
-        for piece in pieces(call["function"]["arguments"]):
-            yield {"tool_calls": [{"index": index, "function": {"arguments": piece}}]}
+        kind = call["type"]
+        field = "input" if kind == "custom" else "arguments"
+        begun = {**call, kind: {**call[kind], field: ""}}
+        yield {"tool_calls": [{"index": index, **begun}]}
+        for piece in pieces(call[kind][field]):
+            yield {"tool_calls": [{"index": index, kind: {field: piece}}]}
     for piece in pieces(message["content"] or ""):
         yield {"content": piece}
 

@@ -28,6 +28,10 @@ class OpenAI:
         """Return an error."""
         return Whole(status, error_body(status, message, code), error_headers(retry_after))
 
+    def refuse_key(self) -> Whole:
+        """Return the error for a key that is not accepted."""
+        return self.refuse(401, "Incorrect API key provided.", "invalid_api_key")
+
     def models(self) -> Any:
         """Return the list of models that the key may use."""
         model = {"id": MODEL, "object": "model", "created": 0, "owned_by": "rehearsal"}

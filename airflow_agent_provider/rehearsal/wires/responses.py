@@ -27,7 +27,7 @@ from airflow_agent_provider.rehearsal.conversation import (
     step_of,
 )
 from airflow_agent_provider.rehearsal.script import Action, Fail, Write
-from airflow_agent_provider.rehearsal.tools import write_command
+from airflow_agent_provider.rehearsal.tools import patch_of, write_command
 from airflow_agent_provider.rehearsal.wires.openai import OpenAI
 from airflow_agent_provider.rehearsal.wires.wire import (
     MODEL,
@@ -127,11 +127,10 @@ class CodexTools:
 
     def write(self, write: Write, *, by_shell: bool) -> Call:
         """Return the call that writes a file."""
-        if by_shell or not self.patches or not _fits_a_patch(write):
-            return self.run(write_command(write))
-        lines = "".join(f"+{line}\n" for line in write.content.removesuffix("\n").split("\n"))
         # Adding a file that exists replaces it.
-        patch = f"*** Begin Patch\n*** Add File: {write.path}\n{lines}*** End Patch"
+        patch = patch_of(write) if self.patches and not by_shell else None
+        if patch is None:
+            return self.run(write_command(write))
         if self.code_mode:
             return _script(f"text(await tools.apply_patch({json.dumps(patch)}));")
         return Call("apply_patch", patch)
@@ -236,11 +235,6 @@ def _item(move: Move) -> dict[str, Any]:
 
 def _script(source: str) -> Call:
     return Call("exec", source, namespace="functions")
-
-
-def _fits_a_patch(write: Write) -> bool:
-    # A patch is made of whole lines, so it cannot say that the last one has no end.
-    return write.content.endswith("\n") and "\r" not in write.content and write.path.strip() != ""
 
 
 def _response(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -116,6 +116,9 @@ class Wire(Protocol):
         :param retry_after: seconds after which to ask again.
         """
 
+    def refuse_key(self) -> Whole:
+        """Return the error for a key that is not accepted."""
+
     def models(self) -> Any:
         """Return the list of models that the key may use."""
 
