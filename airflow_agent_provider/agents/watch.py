@@ -206,7 +206,10 @@ class _Patrol:
     """Knows how long the step may still wait, and why no longer."""
 
     def __init__(
-        self, limits: Limits, patience: float, standing: Callable[[], Standing | None]
+        self,
+        limits: Limits,
+        patience: float,
+        standing: Callable[[], Standing | None] = lambda: None,
     ) -> None:
         self._limits = limits
         self._patience = patience

@@ -251,6 +251,29 @@ class CodexScriptRig(CodexRig):
         return {}
 
 
+class AcpRig(LocalRig):
+    """An agent that speaks the Agent Client Protocol, against the scripted model."""
+
+    agent = "acp"
+    options: ClassVar[dict[str, Any]] = {"patience": 3}
+
+    def stand_in(self, script: Script) -> StandIn:
+        """Return the scripted model."""
+        return ModelServer(script)
+
+    def connect(self, url: str, key: str = "sk-conformance-4711") -> None:
+        """Set the connection; these agents want the API's base URL."""
+        super().connect(f"{url}/v1", key)
+
+
+class AcpQwenRig(AcpRig):
+    """The real Qwen Code program."""
+
+    def extra(self) -> dict[str, Any]:
+        """Return the connection's extras."""
+        return {"preset": "qwen", "model": "rehearsal"}
+
+
 class CursorRig(HostedRig):
     """The Cursor hook, against the stand-in of Cursor's cloud."""
 
@@ -262,6 +285,7 @@ class CursorRig(HostedRig):
 
 
 RIGS: dict[str, type[Rig]] = {
+    "acp-qwen": AcpQwenRig,
     "codex": CodexRig,
     "codex-default-model": CodexScriptRig,
     "cursor": CursorRig,
