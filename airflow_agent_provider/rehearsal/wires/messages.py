@@ -36,6 +36,7 @@ from airflow_agent_provider.rehearsal.wires.wire import (
     error_words,
     pieces,
     plain_text,
+    texts_of,
 )
 
 #: The error type of each HTTP status; another 4xx is an invalid request, another 5xx an API error.
@@ -175,21 +176,15 @@ def _blocks(content: object) -> list[Mapping[str, Any]]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else dicts(content)
 
 
-def _texts(content: object) -> Iterator[str]:
-    for block in _blocks(content):
-        if block.get("type") == "text":
-            yield str(block.get("text", ""))
-
-
 def _user_texts(messages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for message in messages:
         if message.get("role") == "user":
-            yield from _texts(message.get("content"))
+            yield from texts_of(message.get("content"))
 
 
 def _workspace(request: Mapping[str, Any]) -> str:
     messages = dicts(request.get("messages"))
-    return workspace_of(_texts(request.get("system")), _user_texts(messages))
+    return workspace_of(texts_of(request.get("system")), _user_texts(messages))
 
 
 def _schemas(request: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
