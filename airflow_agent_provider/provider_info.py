@@ -83,6 +83,12 @@ _ACP = {
             "there is no sandbox.",
             "schema": {"type": ["string", "null"], "default": None},
         },
+        "session_files": {
+            "label": "Session files",
+            "description": "Patterns, below the session's home, of the files by which another "
+            "worker continues a session, one a line; {id} stands for the session's id.",
+            "schema": {"type": ["string", "null"], "default": None},
+        },
     },
 }
 

@@ -52,6 +52,8 @@ class AcpExtra(BaseModel):
     :param auth_method: id of the authentication that the agent wants.
     :param mode: id of the session mode in which it asks for nothing.
     :param read_only_mode: id of the session mode in which it changes nothing.
+    :param session_files: patterns, below the home, of the files that another worker needs to
+        continue a session; ``{id}`` stands for the session's id.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -64,6 +66,7 @@ class AcpExtra(BaseModel):
     auth_method: str | None = None
     mode: str | None = None
     read_only_mode: str | None = None
+    session_files: Annotated[tuple[str, ...], BeforeValidator(_lines)] = ()
 
     def agent(self) -> Preset:
         """Return the preset with what the connection says besides."""
@@ -76,6 +79,7 @@ class AcpExtra(BaseModel):
             auth=self.auth_method or preset.auth,
             mode=self.mode or preset.mode,
             read_only_mode=self.read_only_mode or preset.read_only_mode,
+            sessions=self.session_files or preset.sessions,
         )
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import pytest
 
@@ -136,6 +137,8 @@ class LocalRig(Rig):
     """An agent whose program runs here."""
 
     options: ClassVar[dict[str, Any]] = {}
+    #: Whether its sessions go on in a folder of another path.
+    moves: ClassVar[bool] = True
     #: What stands in the command line of the agent's program, and in no other's.
     program: ClassVar[str]
 
@@ -172,6 +175,20 @@ class LocalRig(Rig):
         except AgentFailure as failure:
             attempt.failure = failure
         return attempt
+
+    def elsewhere(self) -> tuple[Path, Self]:
+        """Return the folder with what this rig has left, and the rig of another worker.
+
+        Every worker has the same paths for a step; agents whose sessions go on under other ones
+        have to show it.
+        """
+        if self.moves:
+            return self.folder, type(self)(self.folder / "elsewhere", self.patch)
+        left = self.folder / "left"
+        left.mkdir()
+        for folder in (self.workspace, self.home):
+            folder.rename(left / folder.name)
+        return left, type(self)(self.folder, self.patch)
 
     def start(self, **changes: Any) -> AgentSession:
         """Start the agent; the caller closes it."""
@@ -269,10 +286,34 @@ class AcpRig(LocalRig):
         super().connect(f"{url}/v1", key)
 
 
+class AcpScriptedRig(AcpRig):
+    """The rehearsal's own agent, which asks before it does anything."""
+
+    program = "rehearsal.acp_agent"
+
+    def extra(self) -> dict[str, Any]:
+        """Return the connection's extras."""
+        root = Path(__file__).parents[2]
+        return {
+            "command": [sys.executable, "-m", "airflow_agent_provider.rehearsal.acp_agent"],
+            "environment": {
+                "OPENAI_BASE_URL": "{model_url}",
+                "OPENAI_API_KEY": "{model_key}",
+                "OPENAI_MODEL": "{model}",
+                "PYTHONPATH": str(root),
+            },
+            "model": "rehearsal",
+            "read_only_folders": [sys.prefix, str(root / "airflow_agent_provider")],
+            "read_only_mode": "read",
+            "session_files": ["sessions/{id}.json"],
+        }
+
+
 class AcpQwenRig(AcpRig):
     """The real Qwen Code program."""
 
     program = "qwen-code"
+    moves = False
 
     def extra(self) -> dict[str, Any]:
         """Return the connection's extras."""
@@ -312,6 +353,7 @@ class CursorRig(HostedRig):
 
 RIGS: dict[str, type[Rig]] = {
     "acp-qwen": AcpQwenRig,
+    "acp-scripted": AcpScriptedRig,
     "codex": CodexRig,
     "codex-default-model": CodexScriptRig,
     "copilot": CopilotRig,

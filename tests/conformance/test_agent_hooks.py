@@ -35,8 +35,8 @@ from tests.conformance.rigs import PROMPT, RIGS, Attempt, HostedRig, LocalRig, R
 pytestmark = pytest.mark.integration
 
 LOCAL = [name for name, rig in RIGS.items() if issubclass(rig, LocalRig)]
-#: One rig of each local agent, for what does not depend on the model.
-EACH = list({RIGS[name].agent: name for name in reversed(LOCAL)}.values())
+#: One rig of each agent program, for what does not depend on the model.
+EACH = list({RIGS[name].program: name for name in reversed(LOCAL)}.values())
 WRITES = {"write": {"path": "docs/deep/plan.md", "content": "# Plan\n\n- one\n"}}
 HANGS = {"fail": {"how": "hang", "times": None}}
 
@@ -227,16 +227,17 @@ def test_killed_in_mid_command_it_resumes_in_another_process_and_folder(local: L
     # The program and its command end, although nobody told them to.
     eventually(lambda: not processes_that_name(str(local.folder)))
 
-    moved = type(local)(local.folder / "elsewhere", local.patch)
     git(local.workspace, "add", "--all")
-    shutil.copytree(local.workspace / "docs", moved.workspace / "docs")
+    left, moved = local.elsewhere()
+    home = left / local.home.name
+    shutil.copytree(left / local.workspace.name / "docs", moved.workspace / "docs")
     (moved.workspace / "running").touch()
-    for file in local.home.rglob("*"):
+    for file in home.rglob("*"):
         if file.is_file() and session.id in file.as_posix():
-            copy = moved.home / file.relative_to(local.home)
+            copy = moved.home / file.relative_to(home)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, copy)
-    shutil.rmtree(local.home)
+    shutil.rmtree(home)
     attempt = moved.attempt(session=session)
     assert attempt.done.message == "Resumed."
     assert attempt.done.session == session
@@ -244,7 +245,7 @@ def test_killed_in_mid_command_it_resumes_in_another_process_and_folder(local: L
         EventKind.SESSION, session.id, data={"agent": local.agent}
     )
     assert (moved.workspace / "second.md").exists()
-    assert not (local.workspace / "second.md").exists()
+    assert not (left / local.workspace.name / "second.md").exists()
     # The first action was not done again, and only the new turn's tokens count.
     plays = [(entry.position, entry.action) for entry in server.requests]  # type: ignore[attr-defined]
     assert plays == [(0, "write"), (1, "run"), (1, "run"), (2, "write"), (3, "say")]
@@ -270,7 +271,7 @@ def test_the_portable_files_lie_below_the_home_and_resume_the_session(local: Loc
         follow(attempt, session.turn(PROMPT))
         files = {path: file.read_bytes() for path, file in session.portable_files().items()}
     assert files
-    moved = type(local)(local.folder / "elsewhere", local.patch)
+    _, moved = local.elsewhere()
     for path, content in files.items():
         file = moved.home / path
         file.parent.mkdir(parents=True)
