@@ -71,10 +71,13 @@ class Asked:
 
     :param call: the tool call, as far as the agent tells it.
     :param refusal: why it may not; None if it may.
+    :param heard: set to whether the turn goes on, once the step has been told; the agent waits for
+        its answer until then.
     """
 
     call: Any
     refusal: str | None
+    heard: asyncio.Future[bool]
 
 
 class Client:
@@ -86,6 +89,7 @@ class Client:
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
         self._updates: asyncio.Queue[Any] | None = None
+        self._unheard: set[asyncio.Future[bool]] = set()
         self.session_id: str | None = None
         #: How many entries of an earlier conversation the agent has replayed.
         self.replayed = 0
@@ -110,6 +114,7 @@ class Client:
             yield await task
         finally:
             self._updates = None
+            self.call_off()
 
     async def session_update(self, session_id: str, update: Any, **meta: Any) -> None:
         """Take an update of the session; must not wait, so that updates keep their order."""
@@ -124,9 +129,27 @@ class Client:
     ) -> Any:
         """Answer by the rules, with the option whose kind says so."""
         refusal = self._rules.refusal(tool_call.kind, paths_of(tool_call))
-        if self._updates is not None:
-            self._updates.put_nowait(Asked(tool_call, refusal))
-        return _answer(options, "reject" if refusal else "allow")
+        if self._updates is None:
+            return _answer((), "reject")
+        heard: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._unheard.add(heard)
+        self._updates.put_nowait(Asked(tool_call, refusal, heard))
+        try:
+            goes_on = await heard
+        finally:
+            self._unheard.discard(heard)
+        return _answer(options if goes_on else (), "reject" if refusal else "allow")
+
+    async def hear(self, asked: Asked) -> None:
+        """Let the agent have its answer: the step was told what it asked for."""
+        if not asked.heard.done():
+            asked.heard.set_result(True)
+
+    def call_off(self) -> None:
+        """Answer what is still open: the turn was cancelled."""
+        for heard in self._unheard:
+            if not heard.done():
+                heard.set_result(False)
 
     async def ext_method(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
         """Refuse an extension: we know none."""

@@ -38,6 +38,7 @@ from airflow_agent_provider.hooks.acp_events import (
     error_words,
     refused,
 )
+from airflow_agent_provider.hooks.acp_home import Home
 from airflow_agent_provider.hooks.acp_presets import APIS, Preset, as_text, filled
 from airflow_agent_provider.hooks.acp_wire import Wire
 from airflow_agent_provider.hooks.local_session import LocalSession, unclassified
@@ -103,6 +104,7 @@ class AcpSession(LocalSession):
         self._agent = agent
         self._options = options
         self._model = task.model or agent.vendor.model
+        self._home = Home(task.home, agent.preset)
         self._loop = SessionLoop("acp")
         self._wire: Wire | None = None
         self._client: Client | None = None
@@ -119,7 +121,7 @@ class AcpSession(LocalSession):
             program = Program(self._agent.command, self._agent.folders)
             box = self._open_box(program, self._upstream())
             values = self._values()
-            self._write_files(values)
+            self._home.write(self._filled(self._agent.preset.files, values))
             variables = self._filled(self._agent.preset.environment, values)
             box.write_wrapper({name: as_text(value) for name, value in variables.items()})
             self._loop.run(self._start(), self._patience(), "starting the agent")
@@ -145,6 +147,8 @@ class AcpSession(LocalSession):
             failure = refused(reader.stop_reason)
             if failure is not None:
                 raise failure
+        if self.session is not None:
+            self._home.settle(self.session.id, reader.message)
         return AgentResult(
             status="interrupted" if reader.stop_reason == "cancelled" else "completed",
             message=reader.message,
@@ -165,12 +169,8 @@ class AcpSession(LocalSession):
 
     def portable_files(self) -> Mapping[str, Path]:
         """Return the files from which the agent resumes, as far as they are known."""
-        if self.session is None:
-            return {}
-        home = self._task.home
-        patterns = [p.replace("{id}", self.session.id) for p in self._agent.preset.sessions]
-        found = [path for pattern in patterns for path in home.glob(pattern)]
-        return {p.relative_to(home).as_posix(): p for p in sorted(found) if _regular(p)}
+        session = self.session
+        return {} if session is None else self._home.session_files(session.id)
 
     def _end(self) -> None:
         with contextlib.suppress(Exception):
@@ -202,14 +202,6 @@ class AcpSession(LocalSession):
                 "this agent must be told its model: name one in the step, or as the extra 'model' "
                 f"of the connection {self._agent.vendor.conn_id!r}"
             ) from error
-
-    def _write_files(self, values: Mapping[str, str]) -> None:
-        for name, content in self._agent.preset.files.items():
-            path = self._task.home / name
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # An earlier attempt may have put a link there.
-            path.unlink(missing_ok=True)
-            path.write_text(json.dumps(self._filled(content, values)))
 
     async def _start(self) -> None:
         import acp
@@ -245,14 +237,13 @@ class AcpSession(LocalSession):
 
     async def _new(self) -> Any:
         opened = await self._connected.new_session(cwd=str(self._task.workspace), mcp_servers=[])
-        assert self._client is not None
-        self._client.session_id = opened.session_id
+        self._talks.session_id = opened.session_id
         return opened
 
     async def _load(self, earlier: Session) -> Any:
         """Return the answer to the request to load ``earlier``; None if it is not continued."""
-        assert self._client is not None
-        client, client.replayed = self._client, 0
+        client = self._talks
+        client.replayed = 0
         why = "this agent loads no sessions" if not self._loads else ""
         if earlier.agent != "acp":
             why = "it is another agent's"
@@ -314,10 +305,16 @@ class AcpSession(LocalSession):
         return self._connection
 
     @property
+    def _talks(self) -> Client:
+        if self._client is None:
+            raise ConnectionError("the agent was not started")
+        return self._client
+
+    @property
     def _session_id(self) -> str:
-        assert self._client is not None
-        assert self._client.session_id is not None
-        return self._client.session_id
+        if self._talks.session_id is None:
+            raise ConnectionError("the session was not opened")
+        return self._talks.session_id
 
     def _follow(self, prompt: str, reader: TurnReader) -> Iterator[AgentEvent]:
         updates = self._watch(
@@ -328,6 +325,7 @@ class AcpSession(LocalSession):
             yield from self._announce()
             if isinstance(update, Asked):
                 yield from reader.asked(update.call, update.refusal)
+                self._loop.run(self._talks.hear(update), self._patience(), "answering the agent")
             elif hasattr(update, "stop_reason"):
                 yield from reader.end(update)
             else:
@@ -336,11 +334,10 @@ class AcpSession(LocalSession):
     async def _updates(self, prompt: str) -> AsyncIterator[Any]:
         from acp import text_block
 
-        assert self._client is not None
         request = self._connected.prompt(session_id=self._session_id, prompt=[text_block(prompt)])
         self._prompt = asyncio.ensure_future(request)
         try:
-            async for update in self._client.follow(self._prompt):
+            async for update in self._talks.follow(self._prompt):
                 yield update
         finally:
             self._prompt = None
@@ -351,6 +348,7 @@ class AcpSession(LocalSession):
         if prompt is None or prompt.done():
             return True
         await self._connected.cancel(session_id=self._session_id)
+        self._talks.call_off()
         done, _ = await asyncio.wait([prompt], timeout=_CANCEL_SECONDS)
         return bool(done)
 
@@ -405,10 +403,6 @@ def _refusal(error: Exception) -> str:
     if not isinstance(error, RequestError):
         raise error
     return error_words(str(error), error.data)
-
-
-def _regular(path: Path) -> bool:
-    return path.is_file() and not path.is_symlink()
 
 
 def _structured(message: str) -> Any:
