@@ -19,7 +19,7 @@ from airflow_agent_provider.agents.contract import AgentTask
 from airflow_agent_provider.agents.failures import AgentFailed, AgentFailure, InvalidDefinition
 from airflow_agent_provider.hooks.acp_presets import APIS, PRESETS, Preset
 from airflow_agent_provider.hooks.acp_session import AcpAgent, AcpOptions, AcpSession
-from airflow_agent_provider.hooks.agent import LocalAgentHook
+from airflow_agent_provider.hooks.agent import LocalAgentHook, ask_version
 from airflow_agent_provider.hooks.programs import find_program
 from airflow_agent_provider.hooks.vendor import Vendor, read_options, read_vendor
 from airflow_agent_provider.settings import load_settings
@@ -134,18 +134,27 @@ class AcpHook(LocalAgentHook):
             return True, f"{vendor.url} accepts the key"
         return False, f"{vendor.url} answers HTTP {answer.status_code}: {answer.text[:500]}"
 
+    def program_version(self) -> str:
+        """Start the agent's program, and return what it says of its version."""
+        _, preset = self._read()
+        command, _ = self._program(preset, "--version")
+        return ask_version(command, "the ACP agent", _install(preset))
+
     def _agent(self) -> AcpAgent:
         vendor, preset = self._read()
+        command, folders = self._program(preset, *preset.command[1:])
+        more = self._extra().read_only_folders
+        return AcpAgent(vendor, preset, command, (*folders, *more))
+
+    def _program(self, preset: Preset, *arguments: str) -> tuple[tuple[str, ...], tuple[Path, ...]]:
         if not preset.command:
             raise InvalidDefinition(
                 f"the connection {self.conn_id!r} names no agent; set its extra 'preset' to one of "
                 f"{', '.join(name for name in PRESETS if name != 'none')}, or 'command' to the "
                 "command line of another"
             )
-        programs = load_settings().programs
-        command, folders = find_program(preset.command, programs, _mend(preset, programs))
-        more = self._extra().read_only_folders
-        return AcpAgent(vendor, preset, command, (*folders, *more))
+        wanted = (preset.command[0], *arguments)
+        return find_program(wanted, load_settings().programs, _install(preset))
 
     def _read(self) -> tuple[Vendor, Preset]:
         preset = self._extra().agent()
@@ -165,7 +174,8 @@ class AcpHook(LocalAgentHook):
             ) from error
 
 
-def _mend(preset: Preset, programs: Path) -> str:
+def _install(preset: Preset) -> str:
+    programs = load_settings().programs
     if preset.package is None:
         return "install it, and give the connection's extra 'command' its absolute path"
     return f"install it on the worker with: npm install --prefix {programs} {preset.package}"

@@ -112,14 +112,16 @@ class TurnReader:
     Chunks of a message are one event, as soon as the message is over.
 
     :param spent: the session's sums so far; brought up to date.
+    :param sums: whether the agent tells the session's sum at a turn's end, as the protocol has it.
     """
 
-    def __init__(self, spent: Spent) -> None:
+    def __init__(self, spent: Spent, *, sums: bool = True) -> None:
         self.usage = Usage()
         self.message = ""
         self.stop_reason = ""
         self._spent = spent
-        self._told_usage = False
+        # Where each answer of the model tells its own, the sum at the end adds nothing.
+        self._sums = sums
         self._calls: dict[str, _Call] = {}
         self._text: list[str] = []
         self._kind = EventKind.MESSAGE
@@ -152,7 +154,7 @@ class TurnReader:
         """
         yield from self.close()
         self.stop_reason = answer.stop_reason
-        if answer.usage is not None and not self._told_usage:
+        if answer.usage is not None and self._sums:
             before = self._spent.tokens
             self._spent.tokens = total = _usage_of(answer.usage.model_dump(by_alias=True))
             if before is not None:
@@ -178,7 +180,7 @@ class TurnReader:
             self._text.append(text)
         usage = (update.field_meta or {}).get("usage")
         if isinstance(usage, Mapping):
-            self._told_usage = True
+            self._sums = False
             yield from self._spend(_usage_of(usage))
 
     def _message_chunk(self, update: Any) -> Iterator[AgentEvent]:

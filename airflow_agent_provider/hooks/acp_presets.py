@@ -77,7 +77,10 @@ class Preset:
     :param auth: id of the authentication that it wants; None if it wants none.
     :param mode: id of the session mode in which it asks for nothing; None if that is its own.
     :param read_only_mode: id of the session mode in which it changes nothing.
-    :param sessions: pattern below the home of the files that resume a session; ``{id}`` is its id.
+    :param sessions: patterns below the home of the files that resume a session; ``{id}`` is its
+        id.
+    :param usage: whether the tokens in its answer to a prompt are the session's sum, as the
+        protocol has it; else they are passed over.
     """
 
     command: tuple[str, ...] = ()
@@ -89,6 +92,7 @@ class Preset:
     mode: str | None = None
     read_only_mode: str | None = None
     sessions: tuple[str, ...] = ()
+    usage: bool = True
 
 
 PRESETS = {
@@ -149,6 +153,8 @@ PRESETS = {
             "OPENCODE_DISABLE_DEFAULT_PLUGINS": "1",
         },
         read_only_mode="plan",
+        # It tells those of its last request only.
+        usage=False,
         sessions=(
             ".local/share/opencode/opencode.db",
             ".local/share/opencode/opencode.db-wal",

@@ -140,7 +140,7 @@ class AcpSession(LocalSession):
         """Let the agent work on ``prompt``; see :meth:`AgentSession.turn`."""
         if output_schema is not None:
             prompt += _STRUCTURED + json.dumps(output_schema, indent=2)
-        reader = TurnReader(self._spent)
+        reader = TurnReader(self._spent, sums=self._agent.preset.usage)
         yield from self._tell()
         with self._failures("turn"):
             yield from self._follow(prompt, reader)

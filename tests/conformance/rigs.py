@@ -33,6 +33,7 @@ from airflow_agent_provider.hooks.agent import HostedAgentHook, LocalAgentHook, 
 from airflow_agent_provider.rehearsal.cursor_server import CursorServer
 from airflow_agent_provider.rehearsal.model_server import ModelServer
 from airflow_agent_provider.rehearsal.script import Script
+from airflow_agent_provider.settings import load_settings
 from airflow_agent_provider.triggers.hosted import wait_for_run
 
 PROMPT = "Do the work.\n\nStep: work of workflow conformance, run manual__1\n"
@@ -74,6 +75,8 @@ class Rig(ABC):
     """
 
     agent: ClassVar[str]
+    #: Whether it tells the tokens that it spends.
+    usage: ClassVar[bool] = True
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.folder = folder
@@ -189,6 +192,11 @@ class LocalRig(Rig):
         for folder in (self.workspace, self.home):
             folder.rename(left / folder.name)
         return left, type(self)(self.folder, self.patch)
+
+    def kept(self, home: Path, session: Session) -> list[Path]:
+        """Return the files that a killed agent has left of its session."""
+        files = (file for file in home.rglob("*") if session.id in file.as_posix())
+        return [file for file in files if file.is_file()]
 
     def start(self, **changes: Any) -> AgentSession:
         """Start the agent; the caller closes it."""
@@ -320,6 +328,25 @@ class AcpQwenRig(AcpRig):
         return {"preset": "qwen", "model": "rehearsal"}
 
 
+class AcpOpenCodeRig(AcpRig):
+    """The real OpenCode program: 350 MB, so it is tried where somebody has installed it.
+
+    ``npm install --prefix .programs opencode-ai@1.18.33``
+    """
+
+    program = "opencode"
+    moves = False
+    usage = False
+
+    def extra(self) -> dict[str, Any]:
+        """Return the connection's extras."""
+        return {"preset": "opencode", "model": "rehearsal"}
+
+    def kept(self, home: Path, session: Session) -> list[Path]:
+        """Return its database, which holds all sessions."""
+        return [file for file in home.rglob("opencode.db*") if file.is_file()]
+
+
 class CopilotRig(LocalRig):
     """The real Copilot runtime, against the scripted model."""
 
@@ -359,6 +386,8 @@ RIGS: dict[str, type[Rig]] = {
     "copilot": CopilotRig,
     "cursor": CursorRig,
 }
+if (load_settings().programs / "node_modules" / ".bin" / "opencode").exists():
+    RIGS["acp-opencode"] = AcpOpenCodeRig
 
 
 def make_repository(folder: Path) -> None:
