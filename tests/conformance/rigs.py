@@ -340,7 +340,9 @@ class AcpOpenCodeRig(AcpRig):
 
     def extra(self) -> dict[str, Any]:
         """Return the connection's extras."""
-        return {"preset": "opencode", "model": "rehearsal"}
+        # Where it makes room by itself, no overflow of the context is to be seen.
+        alone = {"OPENCODE_DISABLE_AUTOCOMPACT": "1"}
+        return {"preset": "opencode", "model": "rehearsal", "environment": alone}
 
     def kept(self, home: Path, session: Session) -> list[Path]:
         """Return its database, which holds all sessions."""

@@ -247,7 +247,8 @@ def test_killed_in_mid_command_it_resumes_in_another_process_and_folder(local: L
     assert (moved.workspace / "second.md").exists()
     assert not (left / local.workspace.name / "second.md").exists()
     # The first action was not done again, and only the new turn's tokens count.
-    plays = [(entry.position, entry.action) for entry in server.requests]  # type: ignore[attr-defined]
+    entries = [entry for entry in server.requests if entry.action != "aside"]  # type: ignore[attr-defined]
+    plays = [(entry.position, entry.action) for entry in entries]
     assert plays == [(0, "write"), (1, "run"), (1, "run"), (2, "write"), (3, "say")]
     assert attempt.done.usage.output_tokens < 600
 
@@ -279,7 +280,8 @@ def test_the_portable_files_lie_below_the_home_and_resume_the_session(local: Loc
     result = moved.attempt(session=attempt.done.session).done
     assert result.message == "two"
     assert result.session == attempt.done.session
-    assert result.usage.output_tokens < 2 * attempt.done.usage.output_tokens
+    before = attempt.done.usage.output_tokens
+    assert result.usage.output_tokens < 2 * before if local.usage else before == 0
 
 
 def test_a_session_without_its_files_starts_afresh_and_says_so(local: LocalRig) -> None:
