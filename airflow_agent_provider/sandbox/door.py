@@ -27,8 +27,12 @@ if TYPE_CHECKING:
 
 #: Bytes that a request may have; a long session with images stays far below.
 _MOST_BODY = 64 * 1024**2
+#: Bytes that all requests under way may have together, since they are held in the worker's memory.
+_MOST_BODIES = 4 * _MOST_BODY
 #: Requests at a time; more are refused.
 _MOST_REQUESTS = 32
+#: Connections at a time, each of which takes a thread of the worker; more are closed at once.
+_MOST_CONNECTIONS = 128
 #: Seconds until the upstream accepts a connection, and between two pieces of its answer.
 _CONNECT_SECONDS = 15.0
 _READ_SECONDS = 900.0
@@ -54,6 +58,11 @@ _HOP = {
 }  # fmt: skip
 #: Headers in which agents send their key.
 _KEYS = {"authorization", "x-api-key", "api-key", "x-goog-api-key"}
+
+#: What a target, and a header's value, may consist of: the rest would be read in two ways.
+_TARGET = re.compile(r"/[!-~]*")
+_VALUE = re.compile(r"[\t -~\x80-\xff]*")
+_CHUNK_SIZE = re.compile(rb"[0-9a-fA-F]{1,8}")
 
 
 @dataclass(frozen=True)
@@ -118,6 +127,11 @@ class Door:
         self.last_failure: UpstreamFailure | None = None
         self._client: httpx.Client | None = None
         self._free = threading.BoundedSemaphore(_MOST_REQUESTS)
+        #: Bytes of requests under way.
+        self.bodies = _Budget(_MOST_BODIES)
+        #: Connections of the agent's.
+        self.connections = _Connections(_MOST_CONNECTIONS)
+        self._upstreams = _Connections(_MOST_CONNECTIONS)
         self._server = self._make_server()
         self._thread = threading.Thread(
             target=self._server.serve_forever,
@@ -139,10 +153,13 @@ class Door:
         :param headers: the request's headers, names in small letters.
         """
         path = unquote(target.partition("?")[0])
-        if not target.startswith("/") or target.startswith("//") or "\\" in path or "\0" in path:
+        if not _TARGET.fullmatch(target) or target.startswith("//") or "\\" in path or "\0" in path:
             return "only paths of the model's API are let through"
-        if any(part in (".", "..") for part in path.split("/")):
+        # Some servers take parameters off each part (``..;x``) before they resolve it.
+        if any(part.partition(";")[0] in (".", "..") for part in path.split("/")):
             return "a path with '..' is not let through"
+        if not all(_VALUE.fullmatch(value) for value in headers.values()):
+            return "a header's value is no text"
         base = self.upstream.path
         if not any(_below(path, base + prefix) for prefix in self.upstream.paths):
             return f"{path} is no path of the model's API that agents need"
@@ -158,7 +175,10 @@ class Door:
             timeout = httpx.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS)
             limits = httpx.Limits(max_connections=_MOST_REQUESTS)
             self._client = httpx.Client(
-                base_url=self.upstream.origin, timeout=timeout, limits=limits
+                base_url=self.upstream.origin,
+                timeout=timeout,
+                limits=limits,
+                event_hooks={"request": [self._follow]},
             )
         return self._client
 
@@ -187,6 +207,10 @@ class Door:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(timeout=5)
+        # Closing a socket does not wake who waits for it; and a model whose answer nobody reads
+        # any more should not go on with it.
+        for each in (*self.connections.open, *self._upstreams.open):
+            _cut(each)
         client, self._client = self._client, None
         if client is not None:
             client.close()
@@ -199,6 +223,14 @@ class Door:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _follow(self, request: httpx.Request) -> None:
+        request.extensions = {**request.extensions, "trace": self._trace}
+
+    def _trace(self, event: str, info: Mapping[str, Any]) -> None:
+        # Of httpcore: https://www.encode.io/httpcore/extensions/#trace
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            self._upstreams.add(info["return_value"].get_extra_info("socket"))
+
     def _shown(self, value: str) -> bool:
         return hmac.compare_digest(value.removeprefix("Bearer ").encode(), self.key.encode())
 
@@ -208,22 +240,89 @@ class Door:
         return _UnixServer(self.place, self)
 
 
+class _Budget:
+    """Bytes, or whatever else there is a bounded amount of."""
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+        self._lock = threading.Lock()
+
+    def take(self, amount: int) -> bool:
+        """Take ``amount``; return False, and take none, if less is left."""
+        with self._lock:
+            if amount > self._left:
+                return False
+            self._left -= amount
+            return True
+
+    def give_back(self, amount: int) -> None:
+        """Give back what was taken."""
+        with self._lock:
+            self._left += amount
+
+
+class _Connections:
+    """The connections that are open, which are bounded; one that was closed counts no more."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
+
+    @property
+    def open(self) -> list[socket.socket]:
+        """Those that are open now."""
+        with self._lock:
+            return list(self._open)
+
+    def add(self, connection: socket.socket) -> bool:
+        """Return False, and add none, if there are too many."""
+        with self._lock:
+            self._open = {each for each in self._open if each.fileno() >= 0}
+            if len(self._open) >= self._most:
+                return False
+            self._open.add(connection)
+            return True
+
+    def discard(self, connection: socket.socket) -> None:
+        """Forget one that is closed."""
+        with self._lock:
+            self._open.discard(connection)
+
+
+def _cut(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
 def _below(path: str, prefix: str) -> bool:
     prefix = prefix.rstrip("/")
     return path == prefix or path.startswith(f"{prefix}/")
 
 
-class _Server(ThreadingMixIn):
+class _Server(ThreadingMixIn, TCPServer):
     daemon_threads = True
     request_queue_size = 64
     door: Door
     port: int | None = None
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection in a thread of its own, unless there are too many."""
+        if self.door.connections.add(request):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection."""
+        self.door.connections.discard(request)
+        super().shutdown_request(request)
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Keep silent: an agent that goes away in mid-answer is no error."""
 
 
-class _TcpServer(_Server, TCPServer):
+class _TcpServer(_Server):
     def __init__(self, address: tuple[str, int], door: Door) -> None:
         self.door = door
         super().__init__(address, _Handler)
@@ -240,6 +339,12 @@ class _Handler(BaseHTTPRequestHandler):
     server: _TcpServer | _UnixServer
     protocol_version = "HTTP/1.1"
     timeout = _CLIENT_SECONDS
+    #: Bytes of the door's budget that the request's body takes.
+    _held = 0
+
+    def handle_expect_100(self) -> bool:
+        """Promise nothing yet: the body is asked for once it may come."""
+        return True
 
     def address_string(self) -> str:
         """Return no address: a unix socket's client has none."""
@@ -268,37 +373,63 @@ class _Handler(BaseHTTPRequestHandler):
             if not free:
                 self._refuse(429, f"more than {_MOST_REQUESTS} requests at a time")
                 return
-            body = self._body(headers)
-            if body is not None:
-                self._forward(door, headers, body)
+            try:
+                body = self._body(headers)
+                if body is not None:
+                    self._forward(door, headers, body)
+            finally:
+                door.bodies.give_back(self._held)
+                self._held = 0
 
     def _body(self, headers: Mapping[str, str]) -> bytes | None:
+        """Return the request's body; None if it was refused, or the agent went away."""
         if headers.get("expect", "").lower() == "100-continue":
             self.send_response_only(100)
             self.end_headers()
-        try:
-            if "chunked" in headers.get("transfer-encoding", "").lower():
-                return self._chunks()
-            length = int(headers.get("content-length") or 0)
-            if 0 <= length <= _MOST_BODY:
-                return self.rfile.read(length)
-        except ValueError:
+        if "transfer-encoding" in headers:
+            if headers["transfer-encoding"].lower() != "chunked" or "content-length" in headers:
+                self._refuse(400, "a body is either chunked or has a length")
+                return None
+            return self._chunks()
+        length = headers.get("content-length") or "0"
+        if not (length.isascii() and length.isdigit()):
             self._refuse(400, "the request's body has no length")
             return None
-        self._refuse(413, f"a request has {_MOST_BODY:,} bytes at most")
-        return None
+        return self._read(int(length))
 
     def _chunks(self) -> bytes | None:
         body = bytearray()
-        while size := int(self.rfile.readline(64).split(b";")[0], 16):
-            if len(body) + size > _MOST_BODY:
-                self._refuse(413, f"a request has {_MOST_BODY:,} bytes at most")
+        while True:
+            size = self.rfile.readline(64).split(b";")[0].strip()
+            if not _CHUNK_SIZE.fullmatch(size):
+                self._refuse(400, "the request's body is not chunked as it says")
                 return None
-            body += self.rfile.read(size)
+            piece = self._read(int(size, 16), len(body))
+            if piece is None:
+                return None
+            if not piece:
+                break
+            body += piece
             self.rfile.readline(64)
         while self.rfile.readline(65536).strip():
             pass
         return bytes(body)
+
+    def _read(self, size: int, before: int = 0) -> bytes | None:
+        """Read ``size`` bytes of a body of which ``before`` are read already."""
+        if before + size > _MOST_BODY:
+            self._refuse(413, f"a request has {_MOST_BODY:,} bytes at most")
+            return None
+        if not self.server.door.bodies.take(size):
+            self._refuse(429, f"all requests under way have {_MOST_BODIES:,} bytes at most")
+            return None
+        self._held += size
+        content = self.rfile.read(size)
+        if len(content) < size:
+            # The agent went away: half a request is none.
+            self.close_connection = True
+            return None
+        return content
 
     def _forward(self, door: Door, headers: dict[str, str], body: bytes) -> None:
         import httpx
@@ -349,8 +480,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _cut(self) -> None:
         self.close_connection = True
-        with contextlib.suppress(OSError):
-            self.connection.shutdown(socket.SHUT_RDWR)
+        _cut(self.connection)
 
     def _refuse(self, status: int, reason: str) -> None:
         content = json.dumps({"error": {"message": reason, "type": "door", "code": None}}).encode()
