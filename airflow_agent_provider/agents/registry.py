@@ -38,6 +38,22 @@ AGENTS: dict[str, AgentSpec] = {
     spec.name: spec
     for spec in (
         AgentSpec(
+            name="claude",
+            title="Claude Code",
+            hook="airflow_agent_provider.hooks.claude.ClaudeHook",
+            operator="airflow_agent_provider.operators.claude.ClaudeAgentOperator",
+            connection="claude_default",
+            capabilities=AgentCapabilities(
+                resume=True,
+                structured_output=True,
+                read_only=True,
+                usage=True,
+                cost=True,
+                local=True,
+                interrupt=True,
+            ),
+        ),
+        AgentSpec(
             name="codex",
             title="OpenAI Codex",
             hook="airflow_agent_provider.hooks.codex.CodexHook",
