@@ -1,4 +1,7 @@
-"""A scripted stand-in for OpenAI's Responses API on loopback, for the real Codex program."""
+"""A scripted stand-in for the vendors' model APIs on loopback, for the agents' real programs.
+
+One server, one script, one wire per vendor's API; the path of a request tells which.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +11,30 @@ import select
 import socket
 import struct
 import threading
-import uuid
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
-from airflow_agent_provider.rehearsal.conversation import (
-    Conversation,
-    answer_item,
-    read_conversation,
-)
+from airflow_agent_provider.rehearsal.conversation import Conversation, Move, next_move
 from airflow_agent_provider.rehearsal.script import Action, Fail, Script
+from airflow_agent_provider.rehearsal.wires.chat import ChatWire
+from airflow_agent_provider.rehearsal.wires.messages import MessagesWire
+from airflow_agent_provider.rehearsal.wires.responses import ResponsesWire
+from airflow_agent_provider.rehearsal.wires.wire import Answer, Stream, Whole, Wire
 
-#: Model that the stand-in names where a request names none.
-_MODEL = "rehearsal"
+_RESPONSES = ResponsesWire()
+_MESSAGES = MessagesWire()
+#: The wire of each path.
+_WIRES: dict[str, Wire] = {
+    "/v1/responses": _RESPONSES,
+    "/v1/chat/completions": ChatWire(),
+    "/v1/messages": _MESSAGES,
+    "/v1/messages/count_tokens": _MESSAGES,
+}
 #: How many requests the journal keeps.
 _JOURNAL_LENGTH = 1000
-#: Characters of a message that are streamed at once.
-_DELTA = 40
-#: Tokens that a request is said to have at most: near the model's limit, Codex would ask for a
-#: summary of the session, which no script tells.
-_MOST_TOKENS = 50_000
 #: Seconds between two looks at whether a client that is left without an answer is still there.
 _HANG_POLL = 0.5
 
@@ -181,66 +184,92 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/_rehearsal/requests":
-            self._send_json(200, [asdict(entry) for entry in self.server.journal_entries()])
-        elif self.path.split("?")[0] == "/v1/models":
+            entries = [asdict(entry) for entry in self.server.journal_entries()]
+            self._send_whole(Whole(200, entries))
+        elif self._plain_path() == "/v1/models":
             self._models()
         else:
             self._refuse_path()
 
     def do_POST(self) -> None:
-        if self.path != "/v1/responses":
+        wire = _WIRES.get(self._plain_path())
+        if wire is None:
             self._refuse_path()
             return
-        body = self._read_body()
-        if isinstance(body, dict) and self._authorized(body):
-            self._respond(body)
+        body = self._read_body(wire)
+        if body is None or not self._authorized(wire, body):
+            return
+        if self._plain_path().endswith("/count_tokens"):
+            self._count(body)
+        else:
+            self._converse(wire, body)
+
+    def _plain_path(self) -> str:
+        return self.path.partition("?")[0]
 
     def _refuse_path(self) -> None:
-        self._send_error(404, f"the rehearsal has no {self.command} {self.path}", "not_found")
+        message = f"the rehearsal has no {self.command} {self.path}"
+        self._send_whole(self._wire_of_headers().refuse(404, message, "not_found"))
 
-    def _read_body(self) -> Any:
+    def _wire_of_headers(self) -> Wire:
+        ours = ("x-api-key", "anthropic-version")
+        return _MESSAGES if any(name in self.headers for name in ours) else _RESPONSES
+
+    def _read_body(self, wire: Wire) -> dict[str, Any] | None:
         raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         try:
             body = json.loads(raw)
         except ValueError:
             body = None
-        if not isinstance(body, dict):
-            self._send_error(400, "the request's body is no JSON object", "invalid_request_error")
-        return body
+        if isinstance(body, dict):
+            return body
+        message = "the request's body is no JSON object"
+        self._send_whole(wire.refuse(400, message, "invalid_request_error"))
+        return None
 
-    def _authorized(self, body: object = None) -> bool:
-        scheme, _, key = (self.headers.get("Authorization") or "").partition(" ")
-        if scheme == "Bearer" and key.strip() and not key.startswith("invalid"):
+    def _authorized(self, wire: Wire, body: object = None) -> bool:
+        if wire.authorized(self.headers):
             return True
         self.server.record(JournalEntry(self.command, self.path, 401, body=body))
-        self._send_error(401, "Incorrect API key provided.", "invalid_api_key")
+        self._send_whole(wire.refuse_key())
         return False
 
     def _models(self) -> None:
-        if self._authorized():
+        wire = self._wire_of_headers()
+        if self._authorized(wire):
             self.server.record(JournalEntry(self.command, self.path, 200))
-            model = {"id": _MODEL, "object": "model", "created": 0, "owned_by": "rehearsal"}
-            self._send_json(200, {"object": "list", "data": [model]})
+            self._send_whole(Whole(200, wire.models()))
 
-    def _respond(self, body: dict[str, Any]) -> None:
+    def _count(self, body: dict[str, Any]) -> None:
+        self.server.record(JournalEntry(self.command, self.path, 200, action="aside", body=body))
+        self._send(_MESSAGES.count(body))
+
+    def _converse(self, wire: Wire, body: dict[str, Any]) -> None:
+        text = wire.aside(body)
+        if text is None:
+            self._respond(wire, body)
+            return
+        self.server.record(JournalEntry(self.command, self.path, 200, action="aside", body=body))
+        self._send(wire.answer(body, Move("msg_aside", text)))
+
+    def _respond(self, wire: Wire, body: dict[str, Any]) -> None:
         script = self.server.script
-        conversation = read_conversation(body, script.actions)
+        conversation = wire.read(body, script.actions)
         if not conversation.step and "*" not in script.steps:
-            self._send_error(
-                400,
+            message = (
                 "the rehearsal cannot tell which step this request belongs to: neither is the "
                 "workspace a step's, nor does the prompt end in a step's contract; let the script "
-                "have a step '*'",
-                "invalid_request_error",
+                "have a step '*'"
             )
+            self._send_whole(wire.refuse(400, message, "invalid_request_error"))
             return
         position, action = self.server.next_action(conversation)
-        fail = action.fail
+        answer = _answer(wire, body, conversation, position, action)
         self.server.record(
             JournalEntry(
                 self.command,
                 self.path,
-                200 if fail is None else _status(fail),
+                0 if answer is None else answer.status,
                 conversation.step,
                 conversation.workspace,
                 position,
@@ -248,63 +277,40 @@ class _Handler(BaseHTTPRequestHandler):
                 body,
             )
         )
-        if fail is None:
-            item = answer_item(conversation, action, position)
-            self._stream(body, item)
+        if answer is not None:
+            self._send(answer)
+        elif action.fail is not None and action.fail.how == "hang":
+            self._hang()
         else:
-            self._fail(body, fail)
+            self._cut()
 
-    def _stream(self, body: Mapping[str, Any], item: dict[str, Any]) -> None:
-        response = self._open_stream(body)
-        self._event("response.output_item.added", output_index=0, item=_begun(item))
-        if item["type"] == "message":
-            text = item["content"][0]["text"]
-            for start in range(0, len(text), _DELTA):
-                self._event(
-                    "response.output_text.delta",
-                    item_id=item["id"],
-                    output_index=0,
-                    content_index=0,
-                    delta=text[start : start + _DELTA],
-                )
-        self._event("response.output_item.done", output_index=0, item=item)
-        done = {**response, "status": "completed", "output": [item], "usage": _usage(body, item)}
-        self._event("response.completed", response=done)
+    def _send(self, answer: Answer) -> None:
+        if isinstance(answer, Stream):
+            self._send_stream(answer)
+        else:
+            self._send_whole(answer)
 
-    def _open_stream(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    def _send_stream(self, stream: Stream) -> None:
         self.close_connection = True
-        self.send_response(200)
+        self.send_response(stream.status)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")
         self.end_headers()
-        model = body.get("model") or _MODEL
-        response = {"id": f"resp_{uuid.uuid4().hex}", "object": "response", "model": model}
-        self._event("response.created", response={**response, "status": "in_progress"})
-        return response
+        for event in stream.events:
+            self.wfile.write(event.encode())
+            self.wfile.flush()
 
-    def _event(self, name: str, **values: Any) -> None:
-        data = json.dumps({"type": name, **values})
-        self.wfile.write(f"event: {name}\ndata: {data}\n\n".encode())
-        self.wfile.flush()
-
-    def _fail(self, body: Mapping[str, Any], fail: Fail) -> None:
-        if fail.status is not None:
-            self._send_error(fail.status, fail.message, fail.code, fail.retry_after)
-        elif fail.how == "hang":
-            self._hang()
-        elif fail.how == "drop":
-            self._open_stream(body)
-        elif fail.how == "error":
-            response = self._open_stream(body)
-            error = {
-                "code": fail.code or "server_error",
-                "message": fail.message or "The rehearsal's script fails here.",
-            }
-            self._event(
-                "response.failed", response={**response, "status": "failed", "error": error}
-            )
-        else:
-            self._cut()
+    def _send_whole(self, answer: Whole) -> None:
+        content = json.dumps(answer.value).encode()
+        self.close_connection = True
+        self.send_response(answer.status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Connection", "close")
+        for name, text in answer.headers.items():
+            self.send_header(name, text)
+        self.end_headers()
+        self.wfile.write(content[: len(content) // 2] if answer.cut else content)
 
     def _hang(self) -> None:
         self.close_connection = True
@@ -319,54 +325,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
 
-    def _send_error(
-        self, status: int, message: str, code: str, retry_after: float | None = None
-    ) -> None:
-        words = message or f"The rehearsal's script answers {status} {_phrase(status)}."
-        error = {"message": words, "type": code or "rehearsal", "param": None, "code": code or None}
-        headers = {} if retry_after is None else {"Retry-After": f"{retry_after:g}"}
-        self._send_json(status, {"error": error}, headers)
 
-    def _send_json(self, status: int, value: Any, headers: Mapping[str, str] | None = None) -> None:
-        content = json.dumps(value).encode()
-        self.close_connection = True
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("Connection", "close")
-        for name, text in (headers or {}).items():
-            self.send_header(name, text)
-        self.end_headers()
-        self.wfile.write(content)
-
-
-def _status(fail: Fail) -> int:
-    if fail.status is not None:
-        return fail.status
-    return 0 if fail.how in ("hang", "refuse") else 200
-
-
-def _phrase(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return ""
-
-
-def _begun(item: Mapping[str, Any]) -> dict[str, Any]:
-    begun = {**item, "status": "in_progress"}
-    return {**begun, "content": []} if item["type"] == "message" else begun
-
-
-def _usage(body: Mapping[str, Any], item: Mapping[str, Any]) -> dict[str, Any]:
-    """Count about as a vendor does: four characters a token, all but the last item cached."""
-    read = [len(json.dumps(part)) // 4 for part in body.get("input") or []]
-    tokens, cached = min(sum(read), _MOST_TOKENS), min(sum(read[:-1]), _MOST_TOKENS)
-    written = min(len(json.dumps(item)) // 4, _MOST_TOKENS)
-    return {
-        "input_tokens": tokens,
-        "input_tokens_details": {"cached_tokens": cached},
-        "output_tokens": written,
-        "output_tokens_details": {"reasoning_tokens": written // 5},
-        "total_tokens": tokens + written,
-    }
+def _answer(
+    wire: Wire, body: Mapping[str, Any], conversation: Conversation, position: int, action: Action
+) -> Answer | None:
+    """Return the answer that plays ``action``; None where the script says to give none."""
+    fail = action.fail
+    if fail is None:
+        return wire.answer(body, next_move(conversation, action, position))
+    if fail.status is None and fail.how in ("hang", "refuse"):
+        return None
+    return wire.fail(body, fail)
