@@ -251,6 +251,21 @@ class CodexScriptRig(CodexRig):
         return {}
 
 
+class ClaudeRig(LocalRig):
+    """The real Claude Code program, against the scripted model."""
+
+    agent = "claude"
+    options: ClassVar[dict[str, Any]] = {"retries": 0, "patience": 3}
+
+    def stand_in(self, script: Script) -> StandIn:
+        """Return the scripted model."""
+        return ModelServer(script)
+
+    def extra(self) -> dict[str, Any]:
+        """Return the connection's extras."""
+        return {"model": "claude-sonnet-5"}
+
+
 class CursorRig(HostedRig):
     """The Cursor hook, against the stand-in of Cursor's cloud."""
 
@@ -262,6 +277,7 @@ class CursorRig(HostedRig):
 
 
 RIGS: dict[str, type[Rig]] = {
+    "claude": ClaudeRig,
     "codex": CodexRig,
     "codex-default-model": CodexScriptRig,
     "cursor": CursorRig,

@@ -181,15 +181,19 @@ def _texts(content: object) -> Iterator[str]:
             yield str(block.get("text", ""))
 
 
-def _user_texts(messages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _user_texts(
+    messages: Sequence[Mapping[str, Any]], roles: Sequence[str] = ("user",)
+) -> Iterator[str]:
     for message in messages:
-        if message.get("role") == "user":
+        if message.get("role") in roles:
             yield from _texts(message.get("content"))
 
 
 def _workspace(request: Mapping[str, Any]) -> str:
     messages = dicts(request.get("messages"))
-    return workspace_of(_texts(request.get("system")), _user_texts(messages))
+    # Newer models take Claude Code's reminders as messages of the system's, among the others.
+    told = _user_texts(messages, ("user", "system"))
+    return workspace_of(_texts(request.get("system")), told)
 
 
 def _schemas(request: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -201,6 +205,8 @@ def _history(messages: Sequence[Mapping[str, Any]]) -> Iterator[Entry]:
     names: dict[str, str] = {}
     for message in messages:
         blocks = _blocks(message.get("content"))
+        if message.get("role") == "system":
+            continue
         if message.get("role") == "user":
             yield from _from_user(blocks, names)
             continue
