@@ -136,6 +136,8 @@ class LocalRig(Rig):
     """An agent whose program runs here."""
 
     options: ClassVar[dict[str, Any]] = {}
+    #: What stands in the command line of the agent's program, and in no other's.
+    program: ClassVar[str]
 
     @property
     def home(self) -> Path:
@@ -229,6 +231,7 @@ class CodexRig(LocalRig):
     agent = "codex"
     # Codex repeats failed requests by itself, which would only make the suite slow.
     options: ClassVar[dict[str, Any]] = {"retries": 0, "patience": 3}
+    program = "app-server"
 
     def stand_in(self, script: Script) -> StandIn:
         """Return the scripted model."""
@@ -255,7 +258,9 @@ class ClaudeRig(LocalRig):
     """The real Claude Code program, against the scripted model."""
 
     agent = "claude"
+    # Claude Code repeats failed requests by itself, which would only make the suite slow.
     options: ClassVar[dict[str, Any]] = {"retries": 0, "patience": 3}
+    program = "stream-json"
 
     def stand_in(self, script: Script) -> StandIn:
         """Return the scripted model."""
