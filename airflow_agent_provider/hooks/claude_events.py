@@ -41,24 +41,35 @@ _ANSWER_TOOL = "StructuredOutput"
 _NO_MODEL = "<synthetic>"
 _EXIT_CODE = re.compile(r"Exit code (?P<code>\d+)\b")
 
-#: Messages of Claude Code that say nothing of the agent's work, and are no signs of its life.
-_IDLE = {"status", "ui_invalidate", "session_state_changed"}
+#: Claude Code's own messages that matter, or tell that the model is at work; of the others, some
+#: come by the clock.
+_HEEDED = {"init", "api_retry", "compact_boundary", "informational", "thinking_tokens"}
+#: USD below which two sums of the same prices differ by their rounding alone.
+_NOTHING = 1e-9
 
 
-def is_sign_of_life(message: Any) -> bool:
-    """Return whether the agent did something, by this message; retries are told by it, too."""
+def is_heeded(message: Any) -> bool:
+    """Return whether a message tells of the agent's work, or of what keeps it from it."""
+    return type(message).__name__ != "SystemMessage" or message.subtype in _HEEDED
+
+
+def is_piece(message: Any) -> bool:
+    """Return whether a message is a piece of what a later one tells as a whole."""
     kind = type(message).__name__
-    return kind != "SystemMessage" or message.subtype not in _IDLE
+    return kind == "StreamEvent" and message.event.get("type") == "content_block_delta"
 
 
 class TurnReader:
     """Turns the messages of one turn into events, and remembers how the turn ends.
 
     :param spent: USD of the session before this turn, which Claude Code adds the turn's to.
+    :param estimate: returns the USD that tokens of a model cost, None if it does not know: Claude
+        Code tells the turn's cost at its end only, and a budget is judged before.
     """
 
-    def __init__(self, spent: float) -> None:
+    def __init__(self, spent: float, estimate: Callable[[str | None, Usage], float | None]) -> None:
         self.spent = spent
+        self._estimate = estimate
         self.usage = Usage()
         self.message = ""
         self.model: str | None = None
@@ -88,17 +99,21 @@ class TurnReader:
     def _stream(self, message: Any) -> Iterator[AgentEvent]:
         event = message.event
         if event.get("type") == "message_start":
-            self._tokens = dict(event.get("message", {}).get("usage") or {})
+            message = event.get("message") or {}
+            self.model = message.get("model") or self.model
+            self._tokens = dict(message.get("usage") or {})
         elif event.get("type") == "message_delta":
             told = {name: value for name, value in (event.get("usage") or {}).items() if value}
-            tokens, self._tokens = {**self._tokens, **told}, {}
-            yield from self._spend(_usage_of(tokens))
+            usage = _usage_of({**self._tokens, **told})
+            self._tokens = {}
+            # What nobody can price now is in the turn's cost at its end.
+            yield from self._spend(usage, self._estimate(self.model, usage) or 0.0)
 
     def _assistant(self, message: Any) -> Iterator[AgentEvent]:
         if message.model == _NO_MODEL:
             self.error = message.error or self.error
             return
-        self.model = message.model
+        self.model = message.model or self.model
         for block in message.content:
             read = _BLOCK_READERS.get(type(block).__name__)
             if read is not None:
@@ -183,23 +198,28 @@ class TurnReader:
                 EventKind.NOTICE, f"Claude Code refused {name}: {_describe(name, values)[1]}"
             )
         # What was streamed has been told; requests that were not streamed are in the sum alone.
-        left = _usage_of(message.usage or {}) - self.usage
-        yield from self._spend(left, self._cost(message.total_cost_usd))
+        left = _usage_of(message.usage or {}) - replace(self.usage, cost=None)
+        yield from self._spend(left, self._settle(message.total_cost_usd))
 
-    def _cost(self, total: float | None) -> float | None:
+    def _settle(self, total: float | None) -> float | None:
+        """Return what the turn's cost is more, or less, than was told of it so far."""
         if total is None:
             return None
         before, self.spent = self.spent, max(self.spent, total)
-        # No price is known for the model; or nothing was asked.
-        return self.spent - before or None
+        return self.spent - before - (self.usage.cost or 0.0)
 
-    def _spend(self, usage: Usage, cost: float | None = None) -> Iterator[AgentEvent]:
-        self.usage += replace(usage, cost=cost)
+    def _spend(self, usage: Usage, cost: float | None) -> Iterator[AgentEvent]:
+        if cost is not None and abs(cost) < _NOTHING and not usage.total_tokens:
+            return
+        usage = replace(usage, cost=cost)
+        self.usage += usage
         if usage.total_tokens or cost:
             data: dict[str, Any] = dict(usage.to_dict())
-            if cost is not None:
-                data["cost"] = cost
-            yield AgentEvent(EventKind.USAGE, data=data)
+            yield AgentEvent(EventKind.USAGE, data=data if cost is None else {**data, "cost": cost})
+
+    def _begun(self, message: Any) -> Iterator[AgentEvent]:
+        self.model = message.data.get("model") or self.model
+        yield from ()
 
 
 _Reader = Callable[[TurnReader, Any], Iterator[AgentEvent]]
@@ -211,6 +231,7 @@ _READERS: dict[str, _Reader] = {
     "ResultMessage": TurnReader._result,
 }
 _SYSTEM_READERS: dict[str, _Reader] = {
+    "init": TurnReader._begun,
     "api_retry": TurnReader._retry,
     "compact_boundary": TurnReader._compacted,
     "informational": TurnReader._informed,

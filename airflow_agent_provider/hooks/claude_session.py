@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import stat
+import time
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping
@@ -31,11 +32,13 @@ from airflow_agent_provider.agents.failures import (
     TimedOut,
 )
 from airflow_agent_provider.agents.loop import SessionLoop
+from airflow_agent_provider.agents.prices import load_prices
 from airflow_agent_provider.agents.watch import Overdue
 from airflow_agent_provider.hooks.claude_events import (
     TurnReader,
     classify,
-    is_sign_of_life,
+    is_heeded,
+    is_piece,
     trouble,
 )
 from airflow_agent_provider.hooks.instructions import read_instructions
@@ -61,6 +64,9 @@ _COMMAND_SHARE = 0.9
 _COMMAND_SECONDS = 120.0
 #: Seconds that Claude Code waits for an answer longer than the step does.
 _ANSWER_MARGIN = 60.0
+
+#: Seconds in which one piece of an answer is sign of life enough.
+_PIECE_SECONDS = 0.5
 
 _INSTALL = "install it on the worker with: pip install 'airflow-agent-provider[claude]'"
 
@@ -111,7 +117,8 @@ class ClaudeSession(LocalSession):
         self._vendor = vendor
         self._options = options
         self._home = task.home / "claude"
-        self._model = task.model or vendor.model
+        self._asked_model = task.model or vendor.model
+        self._model = self._asked_model
         self._loop = SessionLoop("claude")
         self._client: ClaudeSDKClient | None = None
         self._id = str(uuid.uuid4())
@@ -119,6 +126,8 @@ class ClaudeSession(LocalSession):
         self._schema: Mapping[str, Any] | None = None
         self._resumable = False
         self._explain = False
+        self._following = False
+        self._closed = False
         self._spent = 0.0
         self._words: deque[str] = deque(maxlen=_MOST_WORDS)
 
@@ -136,11 +145,16 @@ class ClaudeSession(LocalSession):
         """The conversation, once Claude Code writes it down."""
         return Session("claude", self._id) if self._resumable else None
 
+    @property
+    def model(self) -> str | None:
+        """The model that answers; before the first turn, the one that was asked for."""
+        return self._model
+
     def turn(
         self, prompt: str, *, output_schema: Mapping[str, Any] | None = None
     ) -> Generator[AgentEvent, None, AgentResult]:
         """Let Claude Code work on ``prompt``; see :meth:`AgentSession.turn`."""
-        reader = TurnReader(self._spent)
+        reader = TurnReader(self._spent, load_prices().cost)
         yield from self._tell()
         with self._failures("turn"):
             self._take_schema(output_schema)
@@ -166,11 +180,19 @@ class ClaudeSession(LocalSession):
         }
 
     def _end(self) -> None:
+        self._closed = True
+        if self._following:
+            # In mid-command it would not end by itself, nor write down how far it is.
+            self.interrupt()
         # A program that is gone already makes the SDK raise; what counts is what is left.
         with contextlib.suppress(Exception):
             self._disconnect()
         if self._box is not None:
             self._box.kill()
+        if self._client is not None:
+            # It did not end in time: now that it was killed, the SDK lets go of it at once.
+            with contextlib.suppress(Exception):
+                self._disconnect()
         self._loop.close()
 
     def _program(self, program: Path) -> Program:
@@ -250,14 +272,15 @@ class ClaudeSession(LocalSession):
 
         self._words.clear()
         client = ClaudeSDKClient(self._sdk_options())
+        seconds = self._patience()
         # The box ends with the thread that it was started from: the loop's.
-        self._loop.run(client.connect(), self._patience(), "starting Claude Code")
+        self._loop.run(client.connect(), seconds, "starting Claude Code")
         self._client = client
 
     def _disconnect(self) -> None:
-        client, self._client = self._client, None
-        if client is not None:
-            self._loop.run(client.disconnect(), _CLOSE_SECONDS, "ending Claude Code")
+        if self._client is not None:
+            self._loop.run(self._client.disconnect(), _CLOSE_SECONDS, "ending Claude Code")
+            self._client = None
 
     def _sdk_options(self) -> ClaudeAgentOptions:
         from claude_agent_sdk import ClaudeAgentOptions
@@ -271,7 +294,7 @@ class ClaudeSession(LocalSession):
                 "ANTHROPIC_BASE_URL": self.box.model_url,
                 "ANTHROPIC_API_KEY": self.box.model_key,
             },
-            model=self._model,
+            model=self._asked_model,
             effort=self._options.effort,
             max_turns=self._options.max_turns,
             max_budget_usd=self._options.max_budget_usd,
@@ -322,21 +345,28 @@ class ClaudeSession(LocalSession):
         assert self._client is not None
         text = _RESUMED + prompt if self._explain else prompt
         self._explain = False
-        self._loop.run(self._client.query(text), self._patience(), "beginning the turn")
+        seconds = self._patience()
+        self._loop.run(self._client.query(text), seconds, "beginning the turn")
 
     def _follow(self, reader: TurnReader) -> Iterator[AgentEvent]:
         assert self._client is not None
-        messages = self._loop.iterate(_signs_of_life(self._client))
-        for message in self._watch(
-            messages,
-            trouble=lambda message: trouble(message, self._upstream_failure()),
-            patience=self._options.patience,
-        ):
-            # It has the prompt, and so something to write down.
-            self._resumable = True
-            yield from self._announce()
-            yield from self._hear()
-            yield from reader.events(message)
+        messages = self._loop.iterate(_heeded(self._client))
+        self._following = True
+        try:
+            for message in self._watch(
+                messages,
+                trouble=lambda message: trouble(message, self._upstream_failure()),
+                patience=self._options.patience,
+            ):
+                # It has the prompt, and so something to write down.
+                self._resumable = True
+                yield from self._announce()
+                yield from self._hear()
+                for event in reader.events(message):
+                    self._model = reader.model or self._model
+                    yield event
+        finally:
+            self._following = False
 
     def _hear(self) -> Iterator[AgentEvent]:
         while self._words:
@@ -344,6 +374,8 @@ class ClaudeSession(LocalSession):
 
     def _result(self, reader: TurnReader) -> AgentResult:
         result = reader.result
+        if self._closed:
+            raise Interrupted("the session was closed in the middle of the turn")
         if result is None:
             raise self._box_failure() or _ended("it closed its output")
         if result.is_error and not reader.interrupted:
@@ -354,7 +386,7 @@ class ClaudeSession(LocalSession):
             structured=None if self._schema is None else result.structured_output,
             session=self.session,
             usage=reader.usage,
-            model=reader.model or self._model,
+            model=self._model,
         )
 
     def _failure(self, result: Any, kind: str) -> AgentFailure:
@@ -400,9 +432,13 @@ def _ended(raw: str) -> Interrupted:
     return Interrupted("the Claude Code program ended in the middle of the turn", raw=raw)
 
 
-async def _signs_of_life(client: ClaudeSDKClient) -> AsyncIterator[Message]:
+async def _heeded(client: ClaudeSDKClient) -> AsyncIterator[Message]:
+    told = -_PIECE_SECONDS
     async for message in client.receive_response():
-        if is_sign_of_life(message):
+        now = time.monotonic()
+        # Of an answer's pieces, only that they come matters.
+        if is_heeded(message) and not (is_piece(message) and now - told < _PIECE_SECONDS):
+            told = now
             yield message
 
 
