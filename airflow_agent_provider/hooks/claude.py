@@ -11,8 +11,13 @@ import httpx
 
 from airflow_agent_provider.agents.contract import AgentTask
 from airflow_agent_provider.agents.failures import AgentFailed, AgentFailure
-from airflow_agent_provider.hooks.agent import LocalAgentHook
-from airflow_agent_provider.hooks.claude_session import ClaudeOptions, ClaudeSession
+from airflow_agent_provider.hooks.agent import LocalAgentHook, ask_version
+from airflow_agent_provider.hooks.claude_session import (
+    INSTALL,
+    ClaudeOptions,
+    ClaudeSession,
+    find_program,
+)
 from airflow_agent_provider.hooks.vendor import Vendor, read_options, read_vendor
 
 DEFAULT_URL = "https://api.anthropic.com"
@@ -56,6 +61,10 @@ class ClaudeHook(LocalAgentHook):
             session.close()
             raise
         return session
+
+    def program_version(self) -> str:
+        """Start the program that comes with the SDK."""
+        return ask_version([str(find_program()), "--version"], "Claude Code", INSTALL)
 
     def test_connection(self) -> tuple[bool, str]:
         """Ask the vendor for its models with the connection's key."""

@@ -68,7 +68,7 @@ _ANSWER_MARGIN = 60.0
 #: Seconds in which one piece of an answer is sign of life enough.
 _PIECE_SECONDS = 0.5
 
-_INSTALL = "install it on the worker with: pip install 'airflow-agent-provider[claude]'"
+INSTALL = "install it on the worker with: pip install 'airflow-agent-provider[claude]'"
 
 #: The tools that look, and those that do. No sub-agents, no work in the background, and no search
 #: of the web, which is a way out for data and a way in for instructions.
@@ -134,7 +134,7 @@ class ClaudeSession(LocalSession):
     def open(self) -> None:
         """Start the program and open the conversation."""
         with self._failures("start"):
-            self._open_box(self._program(_program()), self._upstream())
+            self._open_box(self._program(find_program()), self._upstream())
             self._schema = self._task.output_schema
             earlier = self._task.session
             if earlier is None or not self._resume(earlier):
@@ -414,11 +414,12 @@ class ClaudeSession(LocalSession):
         return "\n".join(words)
 
 
-def _program() -> Path:
+def find_program() -> Path:
+    """Return the program that comes with the SDK; InvalidDefinition where there is none."""
     try:
         import claude_agent_sdk
     except ImportError as error:
-        raise InvalidDefinition(f"Claude Code is missing; {_INSTALL}", raw=str(error)) from error
+        raise InvalidDefinition(f"Claude Code is missing; {INSTALL}", raw=str(error)) from error
     program = Path(str(claude_agent_sdk.__file__)).with_name("_bundled") / "claude"
     if not program.is_file():
         raise InvalidDefinition(

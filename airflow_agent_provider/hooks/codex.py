@@ -15,8 +15,13 @@ from airflow_agent_provider.agents.failures import (
     AgentFailure,
     InvalidDefinition,
 )
-from airflow_agent_provider.hooks.agent import LocalAgentHook
-from airflow_agent_provider.hooks.codex_session import CodexOptions, CodexSession
+from airflow_agent_provider.hooks.agent import LocalAgentHook, ask_version
+from airflow_agent_provider.hooks.codex_session import (
+    INSTALL,
+    CodexOptions,
+    CodexSession,
+    find_program,
+)
 from airflow_agent_provider.hooks.vendor import Vendor, read_options, read_vendor
 
 DEFAULT_URL = "https://api.openai.com/v1"
@@ -64,6 +69,10 @@ class CodexHook(LocalAgentHook):
             session.close()
             raise
         return session
+
+    def program_version(self) -> str:
+        """Start the program that comes with the SDK."""
+        return ask_version([str(find_program()), "--version"], "Codex", INSTALL)
 
     def test_connection(self) -> tuple[bool, str]:
         """Ask the vendor for its models with the connection's key."""

@@ -49,7 +49,8 @@ class JournalEntry:
     :param step: id of the step, where the request tells it.
     :param workspace: folder of the step.
     :param position: index of the action that answered, in the step's list.
-    :param action: ``write``, ``run``, ``say`` or ``fail``.
+    :param action: ``write``, ``run``, ``say`` or ``fail``; ``aside`` for what an agent's program
+        asks beside the conversation, such as a title for it, which plays nothing of the script.
     :param body: the request's body, parsed.
     """
 
@@ -66,8 +67,10 @@ class JournalEntry:
 class ModelServer:
     """Plays a script to every agent that asks for ``url``. A context manager.
 
-    Any key is accepted but an empty one and those that start with ``invalid``, so that a
-    connection's test can be rehearsed too. ``GET /_rehearsal/requests`` returns the journal.
+    It answers ``/v1/responses`` (Codex), ``/v1/chat/completions`` (Copilot, OpenCode, Qwen Code),
+    ``/v1/messages`` (Claude Code) and ``/v1/models``, each in its vendor's words. Any key is
+    accepted but an empty one and those that start with ``invalid``, so that a connection's test can
+    be rehearsed too. ``GET /_rehearsal/requests`` returns the journal.
 
     :param script: what the model does, by step.
     :param host: address to listen at; a loopback address, since the server trusts its clients.
@@ -119,7 +122,7 @@ class ModelServer:
 
     @property
     def url(self) -> str:
-        """The server's address; with ``/v1`` after it, the host of a ``codex`` connection."""
+        """The server's address: an Anthropic base URL; with ``/v1`` after it, an OpenAI one."""
         return f"http://{self._host}:{self.port}"
 
     @property
@@ -185,74 +188,70 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/_rehearsal/requests":
             entries = [asdict(entry) for entry in self.server.journal_entries()]
-            self._send_whole(Whole(200, entries))
+            self._send(Whole(200, entries))
         elif self._plain_path() == "/v1/models":
             self._models()
         else:
             self._refuse_path()
 
     def do_POST(self) -> None:
-        wire = _WIRES.get(self._plain_path())
+        body = self._read_body()
+        path = self._plain_path()
+        wire = _WIRES.get(path)
         if wire is None:
             self._refuse_path()
-            return
-        body = self._read_body(wire)
-        if body is None or not self._authorized(wire, body):
-            return
-        if self._plain_path().endswith("/count_tokens"):
-            self._count(body)
+        elif body is None:
+            message = "the request's body is no JSON object"
+            self._refuse(wire.refuse(400, message, "invalid_request_error"))
+        elif not wire.authorized(self.headers):
+            self._refuse(wire.refuse_key(), body)
+        elif path.endswith("/count_tokens"):
+            self._answer_aside(_MESSAGES.count(body), body)
+        elif (text := wire.aside(body)) is not None:
+            self._answer_aside(wire.answer(body, Move("msg_aside", text)), body)
         else:
-            self._converse(wire, body)
+            self._play(wire, body)
 
     def _plain_path(self) -> str:
         return self.path.partition("?")[0]
 
-    def _refuse_path(self) -> None:
-        message = f"the rehearsal has no {self.command} {self.path}"
-        self._send_whole(self._wire_of_headers().refuse(404, message, "not_found"))
-
-    def _wire_of_headers(self) -> Wire:
-        ours = ("x-api-key", "anthropic-version")
-        return _MESSAGES if any(name in self.headers for name in ours) else _RESPONSES
-
-    def _read_body(self, wire: Wire) -> dict[str, Any] | None:
+    def _read_body(self) -> dict[str, Any] | None:
         raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         try:
             body = json.loads(raw)
         except ValueError:
-            body = None
-        if isinstance(body, dict):
-            return body
-        message = "the request's body is no JSON object"
-        self._send_whole(wire.refuse(400, message, "invalid_request_error"))
-        return None
+            return None
+        return body if isinstance(body, dict) else None
 
-    def _authorized(self, wire: Wire, body: object = None) -> bool:
-        if wire.authorized(self.headers):
-            return True
-        self.server.record(JournalEntry(self.command, self.path, 401, body=body))
-        self._send_whole(wire.refuse_key())
-        return False
+    def _wire_of_headers(self) -> Wire:
+        theirs = ("x-api-key", "anthropic-version")
+        return _MESSAGES if any(name in self.headers for name in theirs) else _RESPONSES
+
+    def _refuse_path(self) -> None:
+        message = f"the rehearsal has no {self.command} {self.path}"
+        self._refuse(self._wire_of_headers().refuse(404, message, "not_found"))
 
     def _models(self) -> None:
         wire = self._wire_of_headers()
-        if self._authorized(wire):
-            self.server.record(JournalEntry(self.command, self.path, 200))
-            self._send_whole(Whole(200, wire.models()))
+        if wire.authorized(self.headers):
+            self._note(200)
+            self._send(Whole(200, wire.models()))
+        else:
+            self._refuse(wire.refuse_key())
 
-    def _count(self, body: dict[str, Any]) -> None:
-        self.server.record(JournalEntry(self.command, self.path, 200, action="aside", body=body))
-        self._send(_MESSAGES.count(body))
+    def _refuse(self, answer: Whole, body: object = None) -> None:
+        self._note(answer.status, body)
+        self._send(answer)
 
-    def _converse(self, wire: Wire, body: dict[str, Any]) -> None:
-        text = wire.aside(body)
-        if text is None:
-            self._respond(wire, body)
-            return
-        self.server.record(JournalEntry(self.command, self.path, 200, action="aside", body=body))
-        self._send(wire.answer(body, Move("msg_aside", text)))
+    def _answer_aside(self, answer: Answer, body: object) -> None:
+        self._note(answer.status, body, action="aside")
+        self._send(answer)
 
-    def _respond(self, wire: Wire, body: dict[str, Any]) -> None:
+    def _note(self, status: int, body: object = None, **told: Any) -> None:
+        """Write the request to the journal, before its answer: who has that finds it there."""
+        self.server.record(JournalEntry(self.command, self.path, status, body=body, **told))
+
+    def _play(self, wire: Wire, body: dict[str, Any]) -> None:
         script = self.server.script
         conversation = wire.read(body, script.actions)
         if not conversation.step and "*" not in script.steps:
@@ -261,21 +260,17 @@ class _Handler(BaseHTTPRequestHandler):
                 "workspace a step's, nor does the prompt end in a step's contract; let the script "
                 "have a step '*'"
             )
-            self._send_whole(wire.refuse(400, message, "invalid_request_error"))
+            self._refuse(wire.refuse(400, message, "invalid_request_error"), body)
             return
         position, action = self.server.next_action(conversation)
         answer = _answer(wire, body, conversation, position, action)
-        self.server.record(
-            JournalEntry(
-                self.command,
-                self.path,
-                0 if answer is None else answer.status,
-                conversation.step,
-                conversation.workspace,
-                position,
-                next(iter(action.model_fields_set)),
-                body,
-            )
+        self._note(
+            0 if answer is None else answer.status,
+            body,
+            step=conversation.step,
+            workspace=conversation.workspace,
+            position=position,
+            action=next(iter(action.model_fields_set)),
         )
         if answer is not None:
             self._send(answer)

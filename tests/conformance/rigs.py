@@ -271,6 +271,27 @@ class ClaudeRig(LocalRig):
         return {"model": "claude-sonnet-5"}
 
 
+class CopilotRig(LocalRig):
+    """The real Copilot runtime, against the scripted model."""
+
+    agent = "copilot"
+    # Copilot repeats failed requests by itself, which would only make the suite slow.
+    options: ClassVar[dict[str, Any]] = {"patience": 3}
+    program = "--headless"
+
+    def stand_in(self, script: Script) -> StandIn:
+        """Return the scripted model."""
+        return ModelServer(script)
+
+    def connect(self, url: str, key: str = "sk-conformance-4711") -> None:
+        """Set the connection; a provider of one's own is named by its API's base URL."""
+        super().connect(f"{url}/v1", key)
+
+    def extra(self) -> dict[str, Any]:
+        """Return the connection's extras."""
+        return {"model": "gpt-5.5"}
+
+
 class CursorRig(HostedRig):
     """The Cursor hook, against the stand-in of Cursor's cloud."""
 
@@ -285,6 +306,7 @@ RIGS: dict[str, type[Rig]] = {
     "claude": ClaudeRig,
     "codex": CodexRig,
     "codex-default-model": CodexScriptRig,
+    "copilot": CopilotRig,
     "cursor": CursorRig,
 }
 

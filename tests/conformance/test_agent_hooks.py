@@ -233,8 +233,8 @@ def test_killed_in_mid_command_it_resumes_in_another_process_and_folder(local: L
     git(local.workspace, "add", "--all")
     shutil.copytree(local.workspace / "docs", moved.workspace / "docs")
     (moved.workspace / "running").touch()
-    for file in local.home.rglob(f"*{session.id}*"):
-        if file.is_file():
+    for file in local.home.rglob("*"):
+        if file.is_file() and session.id in file.as_posix():
             copy = moved.home / file.relative_to(local.home)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, copy)

@@ -35,6 +35,7 @@ from airflow_agent_provider.rehearsal.wires.wire import (
     dicts,
     pieces,
     plain_text,
+    texts_of,
 )
 
 #: Errors that the API never sends in a stream, and the status that it answers them with.
@@ -115,7 +116,9 @@ def _error(message: str, code: str) -> dict[str, Any]:
 
 
 def _texts(messages: Sequence[Mapping[str, Any]], *roles: str) -> Iterator[str]:
-    return (plain_text(m.get("content")) for m in messages if m.get("role") in roles)
+    for message in messages:
+        if message.get("role") in roles:
+            yield from texts_of(message.get("content"))
 
 
 def _workspace(messages: Sequence[Mapping[str, Any]]) -> str:
@@ -143,8 +146,8 @@ def _history(messages: Sequence[Mapping[str, Any]]) -> Iterator[Entry]:
             for call in calls:
                 names[str(call.get("id"))] = str(_called(call).get("name"))
                 yield Called(str(call.get("id")))
-        elif role == "user" and is_prompt(text):
-            yield Prompt(text)
+        elif role == "user":
+            yield from map(Prompt, filter(is_prompt, texts_of(message.get("content"))))
         elif role == "tool":
             call_id = str(message.get("tool_call_id"))
             yield Returned(call_id, judge(names.get(call_id, ""), text))

@@ -36,6 +36,7 @@ from airflow_agent_provider.rehearsal.wires.wire import (
     error_words,
     pieces,
     plain_text,
+    texts_of,
 )
 
 #: The error type of each HTTP status; another 4xx is an invalid request, another 5xx an API error.
@@ -83,7 +84,7 @@ class MessagesWire:
         """Return where the conversation of a request stands."""
         workspace = _workspace(request)
         messages = dicts(request.get("messages"))
-        step = step_of(workspace, filter(is_prompt, _user_texts(messages)))
+        step = step_of(workspace, filter(is_prompt, _told(messages)))
         tools = OfferedTools(_schemas(request), workspace)
         return conversation_of(step, workspace, tools, _history(messages), actions_of(step))
 
@@ -175,25 +176,17 @@ def _blocks(content: object) -> list[Mapping[str, Any]]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else dicts(content)
 
 
-def _texts(content: object) -> Iterator[str]:
-    for block in _blocks(content):
-        if block.get("type") == "text":
-            yield str(block.get("text", ""))
-
-
-def _user_texts(
-    messages: Sequence[Mapping[str, Any]], roles: Sequence[str] = ("user",)
-) -> Iterator[str]:
+def _told(messages: Sequence[Mapping[str, Any]], roles: Sequence[str] = ("user",)) -> Iterator[str]:
     for message in messages:
         if message.get("role") in roles:
-            yield from _texts(message.get("content"))
+            yield from texts_of(message.get("content"))
 
 
 def _workspace(request: Mapping[str, Any]) -> str:
     messages = dicts(request.get("messages"))
     # Newer models take Claude Code's reminders as messages of the system's, among the others.
-    told = _user_texts(messages, ("user", "system"))
-    return workspace_of(_texts(request.get("system")), told)
+    told = _told(messages, ("user", "system"))
+    return workspace_of(texts_of(request.get("system")), told)
 
 
 def _schemas(request: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

@@ -141,11 +141,15 @@ def pieces(text: str) -> Iterator[str]:
 
 
 def plain_text(content: object) -> str:
-    """Return the text of a message's content, which is text or a list of parts."""
+    """Return the whole text of a message's content, which is text or a list of parts."""
+    return "".join(texts_of(content))
+
+
+def texts_of(content: object) -> list[str]:
+    """Return the texts of a message's content, one for each part that has one."""
     if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else []
-    return "".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
+        return [content]
+    return [str(part["text"]) for part in dicts(content) if isinstance(part.get("text"), str)]
 
 
 def dicts(values: object) -> list[Mapping[str, Any]]:
