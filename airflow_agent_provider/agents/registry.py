@@ -52,6 +52,23 @@ AGENTS: dict[str, AgentSpec] = {
             ),
         ),
         AgentSpec(
+            name="claude",
+            title="Claude Code",
+            hook="airflow_agent_provider.hooks.claude.ClaudeHook",
+            operator="airflow_agent_provider.operators.claude.ClaudeAgentOperator",
+            connection="claude_default",
+            package="claude-agent-sdk",
+            capabilities=AgentCapabilities(
+                resume=True,
+                structured_output=True,
+                read_only=True,
+                usage=True,
+                cost=True,
+                local=True,
+                interrupt=True,
+            ),
+        ),
+        AgentSpec(
             name="codex",
             title="OpenAI Codex",
             hook="airflow_agent_provider.hooks.codex.CodexHook",

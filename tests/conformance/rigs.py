@@ -358,6 +358,23 @@ class AcpOpenCodeRig(AcpRig):
         return [file for file in home.rglob("opencode.db*") if file.is_file()]
 
 
+class ClaudeRig(LocalRig):
+    """The real Claude Code program, against the scripted model."""
+
+    agent = "claude"
+    # Claude Code repeats failed requests by itself, which would only make the suite slow.
+    options: ClassVar[dict[str, Any]] = {"retries": 0, "patience": 3}
+    program = "stream-json"
+
+    def stand_in(self, script: Script) -> StandIn:
+        """Return the scripted model."""
+        return ModelServer(script)
+
+    def extra(self) -> dict[str, Any]:
+        """Return the connection's extras."""
+        return {"model": "claude-sonnet-5"}
+
+
 class CopilotRig(LocalRig):
     """The real Copilot runtime, against the scripted model."""
 
@@ -392,6 +409,7 @@ class CursorRig(HostedRig):
 RIGS: dict[str, type[Rig]] = {
     "acp-qwen": AcpQwenRig,
     "acp-scripted": AcpScriptedRig,
+    "claude": ClaudeRig,
     "codex": CodexRig,
     "codex-default-model": CodexScriptRig,
     "copilot": CopilotRig,
