@@ -24,7 +24,7 @@ test: setup
 	.venv/bin/python -m pytest -n $(WORKERS) $(ARGS)
 
 conformance: setup
-	.venv/bin/python -m tests.conformance.table
+	.venv/bin/python -m tests.conformance.table -n $(WORKERS)
 
 lint: setup
 	.venv/bin/ruff check .

@@ -365,6 +365,7 @@ class ClaudeRig(LocalRig):
     # Claude Code repeats failed requests by itself, which would only make the suite slow.
     options: ClassVar[dict[str, Any]] = {"retries": 0, "patience": 3}
     program = "stream-json"
+    sdk = ("claude_agent_sdk",)
 
     def stand_in(self, script: Script) -> StandIn:
         """Return the scripted model."""
