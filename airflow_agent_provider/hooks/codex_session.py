@@ -114,7 +114,7 @@ class CodexSession(LocalSession):
             self._make_home()
             box = self._open_box(self._boxed_program(program), self._upstream())
             if not box.boxed and self._options.sandbox == "codex":
-                _check_sandbox(program, {**os.environ, **self._environment()})
+                _check_sandbox(program, self._task.home, self._environment())
             seconds = self._patience()
             # The box ends with the thread that it was started from.
             self._codex = self._loop.run(_called(self._start_program), seconds, "starting Codex")
@@ -319,15 +319,19 @@ class CodexSession(LocalSession):
 
     def _follow(self, handle: TurnHandle, reader: TurnReader) -> Iterator[AgentEvent]:
         self._handle = handle
+        notifications = self._watch(
+            handle.stream(), trouble=trouble, patience=self._options.patience
+        )
         try:
-            notifications = self._watch(
-                handle.stream(), trouble=trouble, patience=self._options.patience
-            )
             for notification in notifications:
                 if notification.method == "item/completed":
                     self._resumable = True
                     yield from self._announce()
                 yield from reader.events(notification)
+        except GeneratorExit:
+            # The box passes no signal on: only so is the end of the turn written down.
+            self.interrupt()
+            raise
         finally:
             self._handle = None
 
@@ -374,15 +378,20 @@ def _tool_folders() -> list[Path]:
 _sandbox_works: set[Path] = set()
 
 
-def _check_sandbox(program: Path, environment: Mapping[str, str]) -> None:
+def _check_sandbox(program: Path, home: Path, environment: Mapping[str, str]) -> None:
     """Make sure that Codex's own sandbox works: commands fail without, and turns "complete"."""
     if program in _sandbox_works:
         return
     try:
         trial = subprocess.run(
             [str(program), "sandbox", "--", "true"],
-            env=dict(environment),
-            cwd="/",
+            env={
+                **environment,
+                "PATH": os.environ.get("PATH", os.defpath),
+                "HOME": str(home),
+                "TMPDIR": str(home / "tmp"),
+            },
+            cwd=home,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -1,4 +1,4 @@
-"""The loop of a session, in its own thread."""
+"""The event loop of a session, in its one thread."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import asyncio
 import concurrent.futures
 import contextlib
 import threading
-from collections.abc import AsyncIterator
-from typing import Any
+import time
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -16,72 +16,116 @@ from airflow_agent_provider.agents.watch import Overdue
 
 
 @pytest.fixture
-def loop() -> Any:
-    made = SessionLoop("a session")
+def loop() -> Iterator[SessionLoop]:
+    made = SessionLoop("test")
     yield made
     made.close()
 
 
-async def numbers(count: int) -> AsyncIterator[int]:
-    for number in range(count):
-        await asyncio.sleep(0)
+async def thread() -> threading.Thread:
+    return threading.current_thread()
+
+
+async def count(to: int, pause: float = 0.0) -> AsyncIterator[int]:
+    for number in range(to):
+        await asyncio.sleep(pause)
         yield number
 
 
-async def thread_name() -> str:
-    return threading.current_thread().name
+async def fails() -> None:
+    raise KeyError("no such thing")
 
 
-def test_everything_runs_in_its_one_thread(loop: SessionLoop) -> None:
-    assert {loop.run(thread_name(), 5, "asking") for _ in range(3)} == {"a session"}
+def test_everything_happens_in_the_same_thread(loop: SessionLoop) -> None:
+    first, second = (loop.run(thread(), 5, "asking") for _ in range(2))
+    assert first is second
+    assert first is not threading.current_thread()
+    assert first.name == "test"
+
+
+def test_what_is_raised_is_raised_here(loop: SessionLoop) -> None:
+    with pytest.raises(KeyError, match="no such thing"):
+        loop.run(fails(), 5, "failing")
 
 
 def test_a_call_that_takes_too_long_is_cancelled(loop: SessionLoop) -> None:
-    ended: list[str] = []
+    cancelled = threading.Event()
 
-    async def late() -> None:
+    async def endless() -> None:
         try:
             await asyncio.sleep(60)
         except asyncio.CancelledError:
-            ended.append("cancelled")
+            cancelled.set()
             raise
 
     with pytest.raises(Overdue, match=r"waiting took longer than 0\.1 seconds"):
-        loop.run(late(), 0.1, "waiting")
-    loop.run(asyncio.sleep(0), 5, "a round")
-    assert ended == ["cancelled"]
+        loop.run(endless(), 0.1, "waiting")
+    assert cancelled.wait(5)
+    assert loop.run(thread(), 5, "asking").is_alive()
 
 
-def test_events_come_in_the_callers_thread(loop: SessionLoop) -> None:
-    assert list(loop.iterate(numbers(250))) == list(range(250))
+def test_a_timeout_of_the_call_itself_is_no_overdue(loop: SessionLoop) -> None:
+    async def times_out() -> None:
+        raise TimeoutError("its own")
+
+    with pytest.raises(TimeoutError, match="its own"):
+        loop.run(times_out(), 5, "calling")
 
 
-def test_what_the_events_raise_comes_after_them(loop: SessionLoop) -> None:
-    async def broken() -> AsyncIterator[int]:
+def test_events_come_in_their_order(loop: SessionLoop) -> None:
+    assert list(loop.iterate(count(500))) == list(range(500))
+
+
+def test_what_an_iterable_raises_comes_after_its_events(loop: SessionLoop) -> None:
+    async def breaks() -> AsyncIterator[int]:
         yield 1
-        raise ValueError("broken")
+        raise KeyError("broken")
 
-    events = loop.iterate(broken())
+    events = loop.iterate(breaks())
     assert next(events) == 1
-    with pytest.raises(ValueError, match="broken"):
+    with pytest.raises(KeyError, match="broken"):
         next(events)
 
 
-def test_closing_ends_who_waits_for_events(loop: SessionLoop) -> None:
-    async def silent() -> AsyncIterator[int]:
-        yield 1
-        await asyncio.sleep(60)
+def test_an_iteration_that_nobody_follows_any_more_ends(loop: SessionLoop) -> None:
+    ended = threading.Event()
 
-    events = loop.iterate(silent())
-    assert next(events) == 1
-    closer = threading.Timer(0.1, loop.close)
-    closer.start()
-    with pytest.raises(ConnectionError):
-        next(events)
-    closer.join()
-    with pytest.raises(ConnectionError):
-        loop.run(asyncio.sleep(0), 5, "a call after the end")
+    async def watched() -> AsyncIterator[int]:
+        try:
+            async for number in count(10**6):
+                yield number
+        finally:
+            ended.set()
+
+    events = loop.iterate(watched())
+    assert next(events) == 0
+    events.close()  # type: ignore[attr-defined]
+    assert ended.wait(10)
+
+
+def test_closing_ends_whoever_waits(loop: SessionLoop) -> None:
+    found: list[BaseException] = []
+
+    def follow() -> None:
+        try:
+            list(loop.iterate(count(2, pause=60)))
+        except ConnectionError as error:
+            found.append(error)
+
+    follower = threading.Thread(target=follow)
+    follower.start()
+    time.sleep(0.2)
     loop.close()
+    follower.join(10)
+    assert not follower.is_alive()
+    assert len(found) == 1
+
+
+def test_after_its_end_nothing_runs(loop: SessionLoop) -> None:
+    loop.close()
+    loop.close()
+    with pytest.raises(ConnectionError, match="was closed"):
+        loop.run(thread(), 5, "asking")
 
 
 def test_a_loop_that_is_closing_takes_no_more_calls(loop: SessionLoop) -> None:
