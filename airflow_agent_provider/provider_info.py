@@ -121,5 +121,40 @@ _CONFIG = {
             "60",
             kind="float",
         ),
+        "prices": _option(
+            "JSON file with USD per million tokens of models, before the provider's own list: "
+            '``{"date": "2026-01-31", "models": {"<model>": {"input": 1.25, "cached": 0.125, '
+            '"output": 10}}}``.\n',
+            "",
+            "/etc/airflow/agent-prices.json",
+        ),
+        "sandbox": _option(
+            "Whether local agents run inside the bubblewrap box: ``required`` refuses to run them "
+            "otherwise; ``auto`` runs them unboxed where the worker has no namespaces, and says "
+            "so; ``off`` is for workers that are throw-away containers.\n",
+            "required",
+        ),
+        "sandbox_read_only_paths": _option(
+            "Folders of the worker that boxed programs may read besides /usr, such as toolchains; "
+            "separated by colons. Their ``bin`` folders are searched for programs.\n",
+            "",
+            "/opt/node:/opt/jdk",
+        ),
+        "sandbox_memory": _option(
+            "MiB of memory that one process in the box may allocate.\n", "8192", kind="integer"
+        ),
+        "sandbox_processes": _option(
+            "How many processes may run in a box; root is not bound by it.\n",
+            "1024",
+            kind="integer",
+        ),
+        "sandbox_file_size": _option(
+            "MiB that a file written in the box may have.\n", "2048", kind="integer"
+        ),
+        "sandbox_disk": _option(
+            "MiB by which an agent's workspace and session home may grow.\n",
+            "10240",
+            kind="integer",
+        ),
     },
 }

@@ -314,6 +314,16 @@ class AgentSession(ABC):
     def session(self) -> Session | None:
         """The conversation, once it can be resumed."""
 
+    @property
+    def model(self) -> str | None:
+        """The model that answers, once it is known; what tokens cost is looked up by it."""
+        return None
+
+    @property
+    def boxed(self) -> bool | None:
+        """Whether the program runs inside the box; None where none runs on this worker."""
+        return None
+
     @abstractmethod
     def turn(
         self, prompt: str, *, output_schema: Mapping[str, Any] | None = None

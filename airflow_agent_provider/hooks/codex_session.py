@@ -139,6 +139,11 @@ class CodexSession(LocalSession):
             return None
         return Session("codex", self._thread.id)
 
+    @property
+    def model(self) -> str | None:
+        """The model that answers: the step's, the connection's or Codex's own default."""
+        return self._model
+
     def turn(
         self, prompt: str, *, output_schema: Mapping[str, Any] | None = None
     ) -> Generator[AgentEvent, None, AgentResult]:

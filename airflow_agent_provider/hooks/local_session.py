@@ -52,6 +52,11 @@ class LocalSession(AgentSession):
             raise RuntimeError("the session's box is not open")
         return self._box
 
+    @property
+    def boxed(self) -> bool:
+        """Whether the program runs inside the box."""
+        return self.box.boxed
+
     def close(self) -> None:
         """End the program, whatever it started, and its box, within seconds."""
         try:
