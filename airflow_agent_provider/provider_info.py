@@ -12,9 +12,9 @@ def get_provider_info() -> dict[str, Any]:
     return {
         "package-name": "airflow-agent-provider",
         "name": "AI coding agents",
-        "description": "Coding agents (Cursor, OpenAI Codex, …) as workflow steps.",
+        "description": "Coding agents (Cursor, GitHub Copilot, OpenAI Codex, …) as workflow steps.",
         "versions": [__version__],
-        "connection-types": [_CODEX, _CURSOR, _AIRFLOW_API],
+        "connection-types": [_CODEX, _COPILOT, _CURSOR, _AIRFLOW_API],
         "config": {"agents": _CONFIG},
         "cli": ["airflow_agent_provider.cli.get_agent_commands"],
     }
@@ -33,6 +33,53 @@ _CODEX = {
         "model": {
             "label": "Model",
             "description": "Used where a step names no model; empty takes Codex's own default.",
+            "schema": {"type": ["string", "null"], "default": None},
+        },
+    },
+}
+
+_COPILOT = {
+    "connection-type": "copilot",
+    "hook-class-name": "airflow_agent_provider.hooks.copilot.CopilotHook",
+    "hook-name": "GitHub Copilot",
+    "ui-field-behaviour": {
+        "hidden-fields": ["login", "schema", "port"],
+        "relabeling": {"host": "Provider's base URL", "password": "API key"},
+        "placeholders": {
+            "host": "empty for a Copilot subscription, else https://api.openai.com/v1",
+            "password": "token of the subscription (github_pat_…), or the provider's key",
+        },
+    },
+    "conn-fields": {
+        "model": {
+            "label": "Model",
+            "description": "Used where a step names no model. Needed with a provider of your own; "
+            "empty takes Copilot's own default.",
+            "schema": {"type": ["string", "null"], "default": None},
+        },
+        "provider": {
+            "label": "Provider",
+            "description": "Whose API it is. Empty: openai where there is a base URL, else "
+            "copilot.",
+            "schema": {
+                "type": ["string", "null"],
+                "enum": ["copilot", "openai", "azure", "anthropic", None],
+                "default": None,
+            },
+        },
+        "wire": {
+            "label": "Wire",
+            "description": "Which of its two APIs an openai or azure provider is spoken to by.",
+            "schema": {
+                "type": ["string", "null"],
+                "enum": ["completions", "responses", None],
+                "default": None,
+            },
+        },
+        "program": {
+            "label": "Program",
+            "description": "Path of Copilot's program on the worker, where it is not below the "
+            "folder of [agents] programs.",
             "schema": {"type": ["string", "null"], "default": None},
         },
     },
@@ -96,6 +143,13 @@ _CONFIG = {
             "``agents/workspaces`` in AIRFLOW_HOME.\n",
             "",
             "/var/lib/airflow-agents",
+        ),
+        "programs": _option(
+            "Folder of the worker for the agents' programs that come from npm; fill it with ``npm "
+            "install --prefix FOLDER PACKAGE@VERSION``. Empty takes ``agents/programs`` in "
+            "AIRFLOW_HOME.\n",
+            "",
+            "/opt/airflow-agents/programs",
         ),
         "aws_conn_id": _option("Connection for S3 and DynamoDB.\n", "aws_default"),
         "airflow_api_conn_id": _option(

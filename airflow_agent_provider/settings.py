@@ -25,6 +25,8 @@ class Settings:
 
     :param artifacts: URL below which artifacts are stored, ``file://…`` or ``s3://bucket/prefix``.
     :param workspaces: folder of the worker for workspaces and repository mirrors.
+    :param programs: folder of the worker, an npm prefix, for the agents' programs that come from
+        npm.
     :param aws_conn_id: connection for S3 and DynamoDB.
     :param airflow_api_conn_id: connection to Airflow's public API, for the reconcile.
     :param mirror_table: DynamoDB table of the mirror; empty where there is no mirror.
@@ -36,6 +38,7 @@ class Settings:
 
     artifacts: str
     workspaces: Path
+    programs: Path
     aws_conn_id: str
     airflow_api_conn_id: str
     mirror_table: str
@@ -51,6 +54,7 @@ def load_settings() -> Settings:
     return Settings(
         artifacts=_text("artifacts") or (home / "artifacts").as_uri(),
         workspaces=Path(_text("workspaces") or home / "workspaces"),
+        programs=Path(_text("programs") or home / "programs"),
         aws_conn_id=_text("aws_conn_id") or "aws_default",
         airflow_api_conn_id=_text("airflow_api_conn_id") or "airflow_api",
         mirror_table=_text("mirror_table"),

@@ -53,6 +53,21 @@ AGENTS: dict[str, AgentSpec] = {
             ),
         ),
         AgentSpec(
+            name="copilot",
+            title="GitHub Copilot",
+            hook="airflow_agent_provider.hooks.copilot.CopilotHook",
+            operator="airflow_agent_provider.operators.copilot.CopilotAgentOperator",
+            connection="copilot_default",
+            capabilities=AgentCapabilities(
+                resume=True,
+                structured_output=True,
+                read_only=True,
+                usage=True,
+                local=True,
+                interrupt=True,
+            ),
+        ),
+        AgentSpec(
             name="cursor",
             title="Cursor",
             hook="airflow_agent_provider.hooks.cursor.CursorHook",
