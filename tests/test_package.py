@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 NAME = "airflow-agent-provider"
 TYPES = ("codex", "copilot", "cursor", "airflow_api")
 #: What no parse of a DAG may import: vendors' SDKs, and what opens a connection to AWS.
-HEAVY = ("openai_codex", "copilot", "boto3", "botocore", "airflow_client", "moto")
+HEAVY = ("openai_codex", "copilot", "cursor_sdk", "boto3", "botocore", "airflow_client", "moto")
 
 
 def _python(code: str, **env: str) -> str:

@@ -21,6 +21,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from airflow_agent_provider.rehearsal import cursor_local as messages
+from airflow_agent_provider.rehearsal.conversation import say_text, step_of
 from airflow_agent_provider.rehearsal.protobuf import Field, Message, encode
 from airflow_agent_provider.rehearsal.script import Action, Fail, Script
 
@@ -55,21 +56,16 @@ _CODES = {
     503: "unavailable",
     504: "deadline_exceeded",
 }
-#: Numbers of ``aiserver.v1.ErrorDetails.Error``, by which Cursor tells more than Connect's codes.
-ERRORS = {
+#: Numbers of ``aiserver.v1.ErrorDetails.Error``, by which Cursor tells more than Connect's codes;
+#: by OpenAI's code for it, or else by Cursor's own name.
+_ERRORS = {
+    "model_not_found": 5,
+    "insufficient_quota": 10,
+    "context_length_exceeded": 43,
+    "server_is_overloaded": 57,
     "BAD_API_KEY": 1,
-    "BAD_MODEL_NAME": 5,
-    "FREE_USER_USAGE_LIMIT": 9,
-    "PRO_USER_USAGE_LIMIT": 10,
-    "RESOURCE_EXHAUSTED": 41,
-    "CONVERSATION_TOO_LONG": 43,
-    "USAGE_PRICING_REQUIRED": 44,
     "RATE_LIMITED": 50,
     "SUSPICIOUS_USAGE_BLOCKED": 54,
-    "PROVIDER_ERROR": 57,
-    "MODEL_BLOCKED": 58,
-    "INTERNAL": 59,
-    "ACCOUNT_CLOSED": 65,
 }
 
 
@@ -225,11 +221,11 @@ class _Stream:
         first = self._receive(messages.RUN_REQUEST)
         run = messages.read_run(first.data(messages.RUN_REQUEST))
         if run.model.startswith("invalid"):
-            self._end(Fail(status=400, code="BAD_MODEL_NAME", message="there is no such model"))
+            self._end(Fail(status=400, code="model_not_found", message="there is no such model"))
             return
         self._send(messages.ask_context())
         self._workspace = messages.workspace_of(self._receive_result(messages.CONTEXT_ID))
-        self._step = messages.step_of_folder(self._workspace) or run.step
+        self._step = step_of(self._workspace, [run.prompt]) or run.step
         if not self._step and "*" not in self._backend.script.steps:
             self._end(Fail(status=400, message=_NO_STEP))
             return
@@ -247,7 +243,7 @@ class _Stream:
         after = place + 1 if place >= 0 else position
         if action.say is None:
             return after if self._call(messages.Call(action, place, self._workspace)) else -1
-        words = messages.words_of(action)
+        words = say_text(action.say)
         self._written += len(words)
         for message in messages.text(words):
             self._send(message)
@@ -362,11 +358,8 @@ def _error(fail: Fail) -> dict[str, Any]:
     code = _CODES.get(fail.status or 500, "unknown")
     words = fail.message or "The rehearsal's script fails here."
     error: dict[str, Any] = {"code": code, "message": words}
-    if fail.code:
-        number = ERRORS.get(fail.code)
-        if number is None:
-            raise ValueError(f"Cursor has no error {fail.code}; the script may use {[*ERRORS]}")
-        details = encode([(1, number), (2, [(1, fail.code), (2, words)])])
+    if fail.code in _ERRORS:
+        details = encode([(1, _ERRORS[fail.code]), (2, [(1, fail.code), (2, words)])])
         value = base64.b64encode(details).decode().rstrip("=")
         error["details"] = [{"type": "aiserver.v1.ErrorDetails", "value": value}]
     answer: dict[str, Any] = {"error": error}

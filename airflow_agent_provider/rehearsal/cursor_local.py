@@ -10,16 +10,11 @@ their names and numbers (``@cursor/sdk``).
 
 from __future__ import annotations
 
-import json
 import posixpath
-import re
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from airflow_agent_provider.rehearsal.protobuf import Field, Message
 from airflow_agent_provider.rehearsal.script import Action
-
-_STEP = re.compile(r"^Step: (?P<step>\S+) of workflow ", re.MULTILINE)
 
 # AgentClientMessage: what the program sends.
 RUN_REQUEST, EXEC_RESULT, EXEC_CONTROL, CANCEL = 1, 2, 5, 4
@@ -50,7 +45,7 @@ CONTEXT_ID = 1
 class Run:
     """What a request to run says of its conversation.
 
-    :param step: the step's id, empty if the request does not tell it.
+    :param step: the step's id as an earlier request told it, empty if none did.
     :param position: index of the action that comes next; beyond the last one when all are done.
     :param prompt: the user's message; empty where the program resumes by itself.
     :param model: the model that is asked for.
@@ -71,24 +66,13 @@ def read_run(data: bytes) -> Run:
     """
     request = Message(data)
     state = request.at(1)
-    prompt = request.at(2, 1, 1).text(1)
-    # The contract is the prompt's last section, after whatever the prompt quotes.
-    named = _STEP.findall(prompt)
     return Run(
-        step=named[-1] if named else state.text(_OUR_STEP),
+        step=state.text(_OUR_STEP),
         position=state.number(_OUR_POSITION),
-        prompt=prompt,
+        prompt=request.at(2, 1, 1).text(1),
         model=request.at(9).text(1),
         size=len(data),
     )
-
-
-def step_of_folder(workspace: str) -> str:
-    """Return the id of the step whose workspace this is, empty if it is none's."""
-    parts = PurePosixPath(workspace).parts
-    if len(parts) > 3 and parts[-1] == "tree" and re.fullmatch(r"-1|\d+", parts[-2]):
-        return parts[-3]
-    return ""
 
 
 def ask_context() -> list[Field]:
@@ -111,11 +95,6 @@ def text(words: str) -> list[list[Field]]:
     """Return the messages that say ``words``."""
     parts = [words[start : start + _DELTA] for start in range(0, len(words), _DELTA)]
     return [[(_UPDATE, [(_TEXT, [(1, part)])])] for part in parts]
-
-
-def words_of(action: Action) -> str:
-    """Return what an action says."""
-    return action.say if isinstance(action.say, str) else json.dumps(action.say)
 
 
 def state(step: str, position: int) -> list[Field]:

@@ -12,13 +12,15 @@ import json
 import secrets
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import TCPServer, ThreadingMixIn, UnixStreamServer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
+
+from airflow_agent_provider.agents.failures import AgentFailure
 
 if TYPE_CHECKING:
     import httpx
@@ -49,13 +51,28 @@ class Upstream:
     """The vendor's API that a door leads to.
 
     :param url: its base URL.
-    :param headers: set on every request in place of the agent's: the real key.
+    :param headers: set on every request in place of the agent's: the real key. For keys that end, a
+        function, which is asked with each request; what it raises, the agent hears as an error.
     :param paths: prefixes of the paths below ``url`` that may be asked for.
+    :param answers: what the door answers itself, as JSON, by path: what the agent would be given
+        there must not be inside the box.
+    :param tap: gets the path and the pieces of each good answer, and yields them on: for failures
+        that the vendor tells within.
+    :param key: what the agent takes for its key; None lets the door make one.
     """
 
     url: str
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    headers: Mapping[str, str] | Callable[[], Mapping[str, str]] = field(
+        default_factory=dict, repr=False
+    )
     paths: tuple[str, ...] = ("/",)
+    answers: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    tap: Callable[[str, Iterator[bytes]], Iterator[bytes]] | None = None
+    key: str | None = None
+
+    def headers_now(self) -> Mapping[str, str]:
+        """Return the headers for the next request."""
+        return self.headers() if callable(self.headers) else self.headers
 
     @property
     def path(self) -> str:
@@ -97,7 +114,7 @@ class Door:
         self.upstream = upstream
         self.place = place
         #: What the agent takes for its key; worth nothing but at this door.
-        self.key = f"sk-box-{secrets.token_hex(24)}"
+        self.key = upstream.key or new_key()
         #: How the last request failed; None after one that did not.
         self.last_failure: UpstreamFailure | None = None
         self._client: httpx.Client | None = None
@@ -182,6 +199,11 @@ class Door:
         return _UnixServer(self.place, self)
 
 
+def new_key() -> str:
+    """Return what an agent may take for its key: worth nothing but at one door."""
+    return f"sk-box-{secrets.token_hex(24)}"
+
+
 def _below(path: str, prefix: str) -> bool:
     prefix = prefix.rstrip("/")
     return path == prefix or path.startswith(f"{prefix}/")
@@ -243,7 +265,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self._refuse(429, f"more than {_MOST_REQUESTS} requests at a time")
                 return
             body = self._body(headers)
-            if body is not None:
+            if body is None:
+                return
+            own = door.upstream.answers.get(self.path.partition("?")[0])
+            if own is not None:
+                self._send_json(200, own)
+            else:
                 self._forward(door, headers, body)
 
     def _body(self, headers: Mapping[str, str]) -> bytes | None:
@@ -280,7 +307,12 @@ class _Handler(BaseHTTPRequestHandler):
         kept = {
             name: value for name, value in headers.items() if name not in _HOP and name not in _KEYS
         }
-        kept |= {name.lower(): value for name, value in door.upstream.headers.items()}
+        try:
+            kept |= {n.lower(): value for n, value in door.upstream.headers_now().items()}
+        except AgentFailure as failure:
+            door.last_failure = UpstreamFailure(None, str(failure))
+            self._refuse(502, failure.reason)
+            return
         request = door.client().build_request(self.command, self.path, headers=kept, content=body)
         try:
             answer = door.client().send(request, stream=True)
@@ -306,7 +338,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         words = bytearray()
-        for piece in answer.iter_raw():
+        pieces = answer.iter_raw()
+        if door.upstream.tap is not None and answer.is_success:
+            pieces = door.upstream.tap(self.path.partition("?")[0], pieces)
+        for piece in pieces:
             if piece:
                 self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
                 self.wfile.flush()
@@ -322,7 +357,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
 
     def _refuse(self, status: int, reason: str) -> None:
-        content = json.dumps({"error": {"message": reason, "type": "door", "code": None}}).encode()
+        self._send_json(status, {"error": {"message": reason, "type": "door", "code": None}})
+
+    def _send_json(self, status: int, value: Any) -> None:
+        content = json.dumps(value).encode()
         self.close_connection = True
         self.send_response_only(status)
         self.send_header("Content-Type", "application/json")

@@ -173,6 +173,10 @@ class LocalRig(Rig):
             attempt.failure = failure
         return attempt
 
+    def plays(self, server: StandIn) -> list[tuple[int, str]]:
+        """Return what the scripted model played: index and kind of each action."""
+        return [(entry.position, entry.action) for entry in server.requests]  # type: ignore[attr-defined]
+
     def start(self, **changes: Any) -> AgentSession:
         """Start the agent; the caller closes it."""
         return self.hook().start(self.task(**changes))
@@ -285,11 +289,34 @@ class CursorRig(HostedRig):
         return CursorServer(script)
 
 
+class CursorLocalRig(LocalRig):
+    """The real bridge of Cursor's SDK, against the stand-in of Cursor's backend."""
+
+    agent = "cursor"
+    # Cursor's program repeats failed requests by itself, which would only make the suite slow.
+    options: ClassVar[dict[str, Any]] = {"hosted": False, "patience": 3}
+    program = "cursor-sdk-bridge.js"
+
+    def stand_in(self, script: Script) -> StandIn:
+        """Return the scripted backend, at the address of the cloud."""
+        return CursorServer(script)
+
+    def extra(self) -> dict[str, Any]:
+        """Return the connection's extras."""
+        return {"model": "composer-2.5"}
+
+    def plays(self, server: StandIn) -> list[tuple[int, str]]:
+        """Return what the scripted model played."""
+        requests = server.requests  # type: ignore[attr-defined]
+        return [(entry["position"], entry["action"]) for entry in requests if "action" in entry]
+
+
 RIGS: dict[str, type[Rig]] = {
     "codex": CodexRig,
     "codex-default-model": CodexScriptRig,
     "copilot": CopilotRig,
     "cursor": CursorRig,
+    "cursor-local": CursorLocalRig,
 }
 
 

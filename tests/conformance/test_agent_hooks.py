@@ -246,8 +246,7 @@ def test_killed_in_mid_command_it_resumes_in_another_process_and_folder(local: L
     assert (moved.workspace / "second.md").exists()
     assert not (local.workspace / "second.md").exists()
     # The first action was not done again, and only the new turn's tokens count.
-    plays = [(entry.position, entry.action) for entry in server.requests]  # type: ignore[attr-defined]
-    assert plays == [(0, "write"), (1, "run"), (1, "run"), (2, "write"), (3, "say")]
+    assert local.plays(server) == [(0, "write"), (1, "run"), (1, "run"), (2, "write"), (3, "say")]
     assert attempt.done.usage.output_tokens < 600
 
 
