@@ -313,7 +313,7 @@ def failure_of_status(status: int | None, words: str, wait: float | None = None)
 
 def failure_of_words(words: str) -> AgentFailure:
     """Return the failure that Cursor's SDK words as ``[code] …``, or in words alone."""
-    code = words[1:].partition("]")[0] if words.startswith("[") else ""
+    code = words[1:].partition("]")[0] if words.startswith("[") else "unknown"
     return _BY_CODE.get(code, _failed)(words, None)
 
 

@@ -70,7 +70,7 @@ class TurnReader:
         #: Cursor's word for how the run ended; empty if it did not say.
         self.status = ""
         self.error = ""
-        #: The backend's latest failure, if nothing came after it.
+        #: The backend's latest failure: the cause, if the turn fails.
         self.trouble: AgentFailure | None = None
         self._text = {EventKind.MESSAGE: "", EventKind.THOUGHT: ""}
         self._running: set[str] = set()
@@ -98,7 +98,6 @@ class TurnReader:
     def _add(self, kind: EventKind, text: str) -> Iterator[AgentEvent]:
         # Text comes in pieces: an event is all of it up to whatever else the agent does.
         if text:
-            self.trouble = None
             other = EventKind.THOUGHT if kind is EventKind.MESSAGE else EventKind.MESSAGE
             yield from self._flush(other)
             self._text[kind] += text
@@ -112,7 +111,6 @@ class TurnReader:
                 yield AgentEvent(kind, text)
 
     def _tool_call(self, message: Any) -> Iterator[AgentEvent]:
-        self.trouble = None
         yield from self._flush(EventKind.THOUGHT, EventKind.MESSAGE)
         begins = message.status == "running"
         if begins and message.call_id in self._running:

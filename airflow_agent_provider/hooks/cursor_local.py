@@ -41,6 +41,7 @@ from airflow_agent_provider.hooks.cursor_events import (
     is_heartbeat,
     trouble,
 )
+from airflow_agent_provider.hooks.cursor_store import Store
 from airflow_agent_provider.hooks.local_session import LocalSession, unclassified
 from airflow_agent_provider.sandbox.box import Program
 from airflow_agent_provider.sandbox.door import Upstream, new_key
@@ -112,13 +113,15 @@ class CursorSession(LocalSession):
         super().__init__(task)
         self._vendor = vendor
         self._options = options
-        self._home = task.home / "cursor"
         self._loop = SessionLoop("cursor")
         self._bridge: AsyncBridge | None = None
         self._http: httpx.AsyncClient | None = None
         self._client: AsyncClient | None = None
         self._conversation: AsyncAgent | None = None
         self._run: AsyncRun | None = None
+        self._listening: asyncio.Task[None] | None = None
+        #: The last that the bridge said, for the user where it ends.
+        self._words = b""
         #: Takes a failure of the backend's to the turn under way.
         self._tell_turn: Callable[[Trouble], None] | None = None
         #: Whether an earlier attempt's run may still stand as active in the conversation's files.
@@ -194,11 +197,7 @@ class CursorSession(LocalSession):
         """Return the conversation's files, from which alone Cursor resumes."""
         if self._conversation is None:
             return {}
-        return {
-            path.relative_to(self._task.home).as_posix(): path
-            for path in sorted(self._store(self._conversation.agent_id).rglob("*"))
-            if path.is_file() and not path.is_symlink()
-        }
+        return self._store(self._conversation.agent_id).portable_files()
 
     def _end(self) -> None:
         self._conversation = None
@@ -231,8 +230,8 @@ class CursorSession(LocalSession):
         catalog = json.dumps([{"id": self._vendor.model, "displayName": self._vendor.model}])
         return {"CURSOR_BACKEND_URL": url, "CURSOR_SDK_LOCAL_MODEL_CATALOG_JSON": catalog}
 
-    def _store(self, session: str) -> Path:
-        return self._home / session
+    def _store(self, session: str) -> Store:
+        return Store(self._task.home, session)
 
     async def _start_program(self) -> None:
         import httpx
@@ -242,11 +241,12 @@ class CursorSession(LocalSession):
         bridge = await AsyncBridge.launch(
             [self.box.wrapper],
             workspace=self._task.workspace,
-            state_root=self._home / "state",
+            state_root=self._task.home / "cursor" / "state",
             port=None if inlet is None else _PORT,
             timeout=self._patience(),
         )
         self._bridge = bridge
+        self._listening = asyncio.create_task(self._listen(bridge))
         # Whatever proxies the worker has: the bridge is not behind them.
         way = httpx.AsyncHTTPTransport(uds=None if inlet is None else str(inlet))
         self._http = httpx.AsyncClient(transport=way, trust_env=False)
@@ -255,8 +255,15 @@ class CursorSession(LocalSession):
             # A turn lasts as long as the task lets it.
             stream_timeout=None,
             http_client=self._http,
-            allow_api_key_env_fallback=False,
+            # Without it no run can be cancelled. There is no fallback: the key is always given.
+            allow_api_key_env_fallback=True,
         )
+
+    async def _listen(self, bridge: AsyncBridge) -> None:
+        """Read what the bridge says besides: it waits when nobody does."""
+        if bridge.process is not None and bridge.process.stderr is not None:
+            while words := await bridge.process.stderr.read(_WORDS):
+                self._words = (self._words + words)[-_WORDS:]
 
     async def _stop_program(self) -> None:
         bridge, self._bridge = self._bridge, None
@@ -265,19 +272,28 @@ class CursorSession(LocalSession):
             if http is not None:
                 await http.aclose()
         finally:
-            if bridge is not None and bridge.process is not None:
-                # Not by the bridge's own request to end: it would go to a port of the worker's.
-                with contextlib.suppress(ProcessLookupError):
-                    bridge.process.terminate()
-                await bridge.process.wait()
-                bridge.process = None
+            if bridge is not None:
+                await self._end_bridge(bridge)
+
+    async def _end_bridge(self, bridge: AsyncBridge) -> None:
+        # Not by its own ``aclose``, which asks the bridge to end at a port of the worker's, where
+        # there may be anybody: the boxed one listens elsewhere.
+        if bridge._tool_callback_server is not None:
+            bridge._tool_callback_server.close()
+        process = bridge.process
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            await process.wait()
+            if self._listening is not None:
+                await self._listening
 
     async def _open_conversation(self) -> AsyncAgent:
         assert self._client is not None
         earlier = self._task.session
         if earlier is not None:
             why = f"the files of {earlier.id} are not here"
-            if self._has_files(earlier):
+            if self._is_ours(earlier) and self._store(earlier.id).adopt(self._task.workspace):
                 from cursor_sdk import AgentNotFoundError
 
                 try:
@@ -290,10 +306,8 @@ class CursorSession(LocalSession):
         name = f"agent-{uuid.uuid4()}"
         return await self._client.agents.create(self._settings(name))
 
-    def _has_files(self, earlier: Session) -> bool:
-        if earlier.agent != "cursor" or not _ID.fullmatch(earlier.id):
-            return False
-        return (self._store(earlier.id) / "agents.ndjson").is_file()
+    def _is_ours(self, earlier: Session) -> bool:
+        return earlier.agent == "cursor" and _ID.fullmatch(earlier.id) is not None
 
     def _settings(self, session: str) -> AgentOptions:
         from cursor_sdk import AgentOptions, ModelSelection
@@ -312,7 +326,7 @@ class CursorSession(LocalSession):
     def _local(self, session: str) -> LocalAgentOptions:
         from cursor_sdk import LocalAgentOptions, LocalAgentStoreConfig
 
-        store = self._store(session)
+        store = self._store(session).folder
         store.mkdir(mode=0o700, parents=True, exist_ok=True)
         return LocalAgentOptions(
             cwd=self._task.workspace,
@@ -386,7 +400,7 @@ class CursorSession(LocalSession):
         import httpx
         from cursor_sdk import errors
 
-        raw = f"{type(error).__name__}: {error}"
+        raw = f"{type(error).__name__}: {error}\n{self._words.decode(errors='replace')}".strip()
         if doing == "start":
             return AgentFailed("Cursor did not start", raw=raw)
         if isinstance(error, errors.NetworkError | httpx.HTTPError | OSError):

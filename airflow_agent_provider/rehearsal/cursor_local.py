@@ -86,8 +86,13 @@ def workspace_of(result: Message) -> str:
 
 
 def ended_call(control: Message) -> tuple[int, bool]:
-    """Return the id of the execution that a control message ends, and whether it was done."""
+    """Return the id of the execution that a control message ends, and whether it was done.
+
+    The id is 0 where the message ends none: the program also says that it is still at work.
+    """
     number = control.only()
+    if number not in (_CLOSED, _THROWN):
+        return 0, False
     return control.at(number).number(1), number == _CLOSED
 
 

@@ -272,7 +272,7 @@ def test_the_portable_files_lie_below_the_home_and_resume_the_session(local: Loc
     moved = type(local)(local.folder / "elsewhere", local.patch)
     for path, content in files.items():
         file = moved.home / path
-        file.parent.mkdir(parents=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
     result = moved.attempt(session=attempt.done.session).done
     assert result.message == "two"
