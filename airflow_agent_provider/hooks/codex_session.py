@@ -57,7 +57,7 @@ _INSTRUCTIONS_SIZE = 32 * 1024
 #: Folders that Codex's sandbox leaves behind, empty, in the workspace.
 _LEFTOVERS = (".codex", ".aws", ".agents")
 
-_INSTALL = "install it on the worker with: pip install 'airflow-agent-provider[codex]'"
+INSTALL = "install it on the worker with: pip install 'airflow-agent-provider[codex]'"
 
 #: Leads the prompt of a resumed session, since Codex tells the model what is not true.
 _RESUMED = (
@@ -122,7 +122,7 @@ class CodexSession(LocalSession):
     def open(self) -> None:
         """Start the program and open the conversation."""
         with self._failures("start"):
-            program = _program()
+            program = find_program()
             self._make_home()
             box = self._open_box(self._boxed_program(program), self._upstream())
             if not box.boxed and self._options.sandbox == "codex":
@@ -367,14 +367,15 @@ async def _called(call: Callable[[], Codex]) -> Codex:
     return call()
 
 
-def _program() -> Path:
+def find_program() -> Path:
+    """Return the program that comes with the SDK; InvalidDefinition where there is none."""
     try:
         import openai_codex  # noqa: F401
         from codex_cli_bin import bundled_codex_path
 
         return Path(bundled_codex_path())
     except (ImportError, FileNotFoundError) as error:
-        raise InvalidDefinition(f"OpenAI Codex is missing; {_INSTALL}", raw=str(error)) from error
+        raise InvalidDefinition(f"OpenAI Codex is missing; {INSTALL}", raw=str(error)) from error
 
 
 def _tool_folders() -> list[Path]:

@@ -264,11 +264,31 @@ def _boxed(confinement: Confinement) -> bool:
 def works() -> bool:
     """Return whether this worker can make a box at all, as seen by one trial."""
     try:
-        with tempfile.TemporaryDirectory(prefix="agent-box-") as folder:
-            check(_bubblewrap(), Bounds(Path(folder), writable=[Path(folder)]))
+        try_box()
     except InvalidDefinition:
         return False
     return True
+
+
+def try_box() -> str:
+    """Make a box that shows nothing; return the program that did it.
+
+    :raises InvalidDefinition: where this worker cannot.
+    """
+    program = _bubblewrap()
+    with tempfile.TemporaryDirectory(prefix="agent-box-") as folder:
+        check(program, Bounds(Path(folder), writable=[Path(folder)]))
+    return f"{program} works"
+
+
+def weaknesses() -> list[str]:
+    """Return what the box cannot bound on this worker, a line each."""
+    if os.geteuid() != 0:
+        return []
+    return [
+        "this worker runs as root: the number of processes in a box is not bounded, since the "
+        "kernel does not count root's; run workers as an ordinary user"
+    ]
 
 
 def _bubblewrap() -> str:

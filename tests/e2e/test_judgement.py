@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from airflow_agent_provider.rehearsal.cursor_server import CursorServer
+from airflow_agent_provider.rehearsal.model_server import ModelServer
+from airflow_agent_provider.rehearsal.script import Script
 from tests.e2e.bench import Bench, one_step
 from tests.e2e.live import git
 
@@ -212,3 +216,61 @@ def test_the_next_agent_goes_on_where_one_is_unavailable(bench: Bench) -> None:
     )
     assert outcome["failure"]["failure_class"] == "AuthenticationFailed"
     assert "codex_other" in outcome["failure"]["reason"]
+
+
+@pytest.mark.parametrize("deferrable", [True, False])
+def test_an_agent_on_the_worker_goes_on_for_one_at_its_vendor(
+    bench: Bench, cursor: Callable[[Script], CursorServer], deferrable: bool
+) -> None:
+    steps = {"work": [{"fail": {"status": 503, "times": None}}]}
+    cursor(Script.model_validate({"steps": steps}))
+    bench.rehearse("work: [{run: echo local > made.txt}, {say: Done.}]")
+    outcome = run(
+        bench,
+        operator="cursor.CursorAgentOperator",
+        fallbacks=[{"agent": "codex"}],
+        deferrable=deferrable,
+        changes="required",
+    )
+    assert outcome["state"] == "success", outcome
+    assert outcome["agent"] == "codex"
+    assert {"prompt.md", "prompt.codex.md"} <= set(outcome["artifacts"])
+    hosted, local = (
+        bench.artifact(outcome["artifacts"][name]) for name in ("prompt.md", "prompt.codex.md")
+    )
+    assert "Commit what you change" in hosted
+    assert "Work in the current directory" in local
+
+
+def test_the_work_of_one_agent_is_the_start_of_the_next(bench: Bench) -> None:
+    bench.rehearse("""
+      work:
+        - run: echo kept > kept.txt
+        - fail: {status: 503, times: null}
+    """)
+    other = ModelServer(
+        Script.model_validate(
+            {"steps": {"work": [{"run": "cat kept.txt && echo more >> kept.txt"}, {"say": "Yes."}]}}
+        )
+    ).start()
+    connection = {
+        "conn_type": "codex",
+        "host": f"{other.url}/v1",
+        "password": "sk-rehearsal-0000000000",
+        "extra": {"model": "gpt-5.5"},
+    }
+    bench.monkeypatch.setenv("AIRFLOW_CONN_CODEX_OTHER", json.dumps(connection))
+    try:
+        outcome = run(
+            bench,
+            options={"retries": 0, "patience": 2},
+            fallbacks=[{"agent": "codex", "agent_conn_id": "codex_other"}],
+        )
+    finally:
+        texts = [str(entry.body) for entry in other.requests]
+        other.stop()
+    assert outcome["state"] == "success", outcome
+    assert git(bench.folder / "remote.git", "show", f"{outcome['branch']}:kept.txt") == (
+        "kept\nmore\n"
+    )
+    assert "Another agent began with this step" in texts[0] or "earlier attempt" in texts[0]
