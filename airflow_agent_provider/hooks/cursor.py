@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import ValidationError
@@ -19,8 +20,19 @@ from airflow_agent_provider.agents.failures import (
     Unavailable,
 )
 from airflow_agent_provider.hooks import cursor_api as api
-from airflow_agent_provider.hooks.agent import HostedAgentHook, HostedRun, LocalAgentHook
-from airflow_agent_provider.hooks.cursor_local import CursorOptions, CursorSession, Vendor
+from airflow_agent_provider.hooks.agent import (
+    HostedAgentHook,
+    HostedRun,
+    LocalAgentHook,
+    ask_version,
+)
+from airflow_agent_provider.hooks.cursor_local import (
+    INSTALL,
+    CursorOptions,
+    CursorSession,
+    Vendor,
+    find_program,
+)
 
 if TYPE_CHECKING:
     import httpx
@@ -141,6 +153,11 @@ class CursorHook(HostedAgentHook, LocalAgentHook):
             session.close()
             raise
         return session
+
+    def program_version(self) -> str:
+        """Start the program that comes with the SDK, which tells how it is used."""
+        ask_version([*find_program().command, "--help"], "Cursor", INSTALL)
+        return f"cursor-sdk {version('cursor-sdk')} starts"
 
     def agent_id_for(self, identity: str) -> str:
         """Return the ``bc-`` id that ``identity`` always gets."""

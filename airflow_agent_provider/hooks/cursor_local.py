@@ -62,7 +62,8 @@ _NETWORKED = ("webSearch", "webFetch", "fetch")
 #: Bytes of the bridge's own words that are kept.
 _WORDS = 4000
 
-_INSTALL = "install it on the worker with: pip install 'airflow-agent-provider[cursor]'"
+#: How the SDK is installed.
+INSTALL = "install it on the worker with: pip install 'airflow-agent-provider[cursor]'"
 
 #: Ends a prompt whose answer shall be structured: Cursor takes no schema.
 _ANSWER = (
@@ -130,7 +131,7 @@ class CursorSession(LocalSession):
     def open(self) -> None:
         """Start the program and open the conversation."""
         with self._failures("start"):
-            program = _boxed_program()
+            program = find_program()
             token = backend.AccessToken(self._vendor.url, self._vendor.key, self._vendor.conn_id)
             # Now, so that a key that is refused is told apart from all that may fail later.
             token.headers()
@@ -414,19 +415,22 @@ class CursorSession(LocalSession):
         return unclassified("Cursor", error)
 
 
-def _boxed_program() -> Program:
-    """Return the bridge, as its package brings it, without the shell script that starts it."""
+def find_program() -> Program:
+    """Return the bridge, as its package brings it, without the shell script that starts it.
+
+    :raises InvalidDefinition: if it is not installed.
+    """
     try:
         import cursor_sdk
     except ImportError as error:
-        raise InvalidDefinition(f"Cursor's SDK is missing; {_INSTALL}", raw=str(error)) from error
+        raise InvalidDefinition(f"Cursor's SDK is missing; {INSTALL}", raw=str(error)) from error
     folder = Path(cursor_sdk.__file__).resolve().parent / "_vendor" / "bridge"
     command = (folder / "bin" / "node", folder / "dist" / "bin" / "cursor-sdk-bridge.js")
     missing = [str(path) for path in command if not path.is_file()]
     if missing:
         raise InvalidDefinition(
             f"Cursor's SDK is here without its program, as where no wheel fits the worker; "
-            f"{_INSTALL}",
+            f"{INSTALL}",
             raw=f"missing: {', '.join(missing)}",
         )
     return Program(
