@@ -212,6 +212,7 @@ class _Stream:
         self._handler = handler
         self._inbox = inbox
         self._workspace = ""
+        self._rules = ""
         self._step = ""
         self._written = 0
 
@@ -224,7 +225,9 @@ class _Stream:
             self._end(Fail(status=400, code="model_not_found", message="there is no such model"))
             return
         self._send(messages.ask_context())
-        self._workspace = messages.workspace_of(self._receive_result(messages.CONTEXT_ID))
+        context = self._receive_result(messages.CONTEXT_ID)
+        self._workspace = messages.workspace_of(context)
+        self._rules = messages.rules_of(context)
         self._step = step_of(self._workspace, [run.prompt]) or run.step
         if not self._step and "*" not in self._backend.script.steps:
             self._end(Fail(status=400, message=_NO_STEP))
@@ -344,7 +347,7 @@ class _Stream:
                 "workspace": self._workspace,
                 "position": place,
                 "action": next(iter(action.model_fields_set)),
-                "body": {"prompt": run.prompt, "model": run.model},
+                "body": {"prompt": run.prompt, "model": run.model, "rules": self._rules},
             }
         )
 

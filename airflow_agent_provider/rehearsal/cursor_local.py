@@ -85,6 +85,11 @@ def workspace_of(result: Message) -> str:
     return result.at(_CONTEXT, 1, 1, 4).text(2)
 
 
+def rules_of(result: Message) -> str:
+    """Return the project's rules, from what the program says of its surroundings."""
+    return "\n".join(rule.text(2) for rule in result.at(_CONTEXT, 1, 1).all(2))
+
+
 def ended_call(control: Message) -> tuple[int, bool]:
     """Return the id of the execution that a control message ends, and whether it was done.
 

@@ -48,6 +48,10 @@ class Message:
         """Return the value of a text's field; empty where there is none."""
         return self.data(number).decode(errors="replace")
 
+    def all(self, number: int) -> list[Message]:
+        """Return the messages of a repeated field."""
+        return [Message(v) for v in self._values(number) if isinstance(v, bytes)]
+
     def at(self, *path: int) -> Message:
         """Return the message inside this one at ``path``; an empty one where there is none."""
         found = self
