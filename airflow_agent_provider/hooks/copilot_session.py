@@ -36,7 +36,7 @@ from airflow_agent_provider.hooks.copilot_events import (
     ends_turn,
 )
 from airflow_agent_provider.hooks.copilot_permissions import Judge
-from airflow_agent_provider.hooks.copilot_program import Runtime
+from airflow_agent_provider.hooks.copilot_program import VERSION, Runtime
 from airflow_agent_provider.hooks.local_session import LocalSession, unclassified
 from airflow_agent_provider.sandbox.box import Program
 from airflow_agent_provider.sandbox.door import Upstream, UpstreamFailure
@@ -163,6 +163,16 @@ class CopilotSession(LocalSession):
             return None
         return Session("copilot", self._conversation.session_id)
 
+    @property
+    def model(self) -> str | None:
+        """The model that the step or the connection names."""
+        return self._model
+
+    @property
+    def metered(self) -> bool:
+        """False for a subscription, which counts premium requests and not tokens."""
+        return self._vendor.provider != "copilot"
+
     def turn(
         self, prompt: str, *, output_schema: Mapping[str, Any] | None = None
     ) -> Generator[AgentEvent, None, AgentResult]:
@@ -227,10 +237,16 @@ class CopilotSession(LocalSession):
     async def _start_program(self) -> None:
         try:
             from copilot import CopilotClient, RuntimeConnection
+            from copilot._cli_version import CLI_VERSION
         except ImportError as error:
             raise InvalidDefinition(
                 f"GitHub Copilot's SDK is missing; {_INSTALL}", raw=str(error)
             ) from error
+        if CLI_VERSION != VERSION:
+            raise InvalidDefinition(
+                f"the installed Copilot SDK works with Copilot {CLI_VERSION}, not with {VERSION}; "
+                f"{_INSTALL}"
+            )
         subscription = self._vendor.provider == "copilot"
         self._client = CopilotClient(
             connection=RuntimeConnection.for_stdio(path=str(self.box.wrapper)),

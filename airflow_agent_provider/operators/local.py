@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 import time
 from collections.abc import Generator, Mapping
@@ -31,6 +30,7 @@ from airflow_agent_provider.operators.record import redact
 from airflow_agent_provider.operators.repair import WRAP_UP, can_repair, repair_prompt
 from airflow_agent_provider.operators.transcript import Transcript
 from airflow_agent_provider.operators.work import AgentChoice, AgentWork, Work
+from airflow_agent_provider.workspace.cleanup import discard
 
 if TYPE_CHECKING:
     from airflow_agent_provider.operators.attempt import Attempt
@@ -181,7 +181,7 @@ class LocalWork(AgentWork):
             self.attempt.session = session.session or self.attempt.session
             if event.kind is EventKind.USAGE:
                 self.attempt.model = session.model or self.attempt.model
-                self.attempt.spend(usage_of(event))
+                self.attempt.spend(usage_of(event), metered=session.metered)
             if event.kind is EventKind.SESSION:
                 # From here on, whoever comes next can continue the conversation.
                 self.attempt.save_checkpoint("session")
@@ -204,7 +204,7 @@ class LocalWork(AgentWork):
         """Make the session's home; return the prompt, which says if it continues earlier work."""
         attempt = self.attempt
         home = attempt.workspace.home
-        shutil.rmtree(home, ignore_errors=True)
+        discard(home)
         home.mkdir(parents=True, mode=0o700)
         kept = attempt.checkpoint
         if kept is None:

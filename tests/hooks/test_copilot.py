@@ -208,6 +208,18 @@ def test_a_missing_sdk_says_how_to_install_it(
     assert "pip install 'airflow-agent-provider[copilot]'" in failure.reason
 
 
+def test_another_sdk_than_the_programs_is_refused(
+    rig: CopilotRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from copilot import _cli_version
+
+    rig.rehearse({"say": "x"})
+    monkeypatch.setattr(_cli_version, "CLI_VERSION", "1.0.104")
+    failure = rig.attempt().failure
+    assert isinstance(failure, f.InvalidDefinition)
+    assert "1.0.104, not with 1.0.102" in failure.reason
+
+
 def test_a_missing_program_says_how_to_install_it(
     rig: CopilotRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
