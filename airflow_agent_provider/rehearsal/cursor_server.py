@@ -2,7 +2,8 @@
 
 It clones the repository that it is given, plays the rehearsal script's actions of the step,
 commits, pushes its branch, and answers as Cursor does. The key is any text; one that starts with
-``invalid`` is refused, and so is a model whose id starts so. State lives in memory.
+``invalid`` is refused, and so is a model whose id starts so. State lives in memory. At the same
+address it plays the script to Cursor's program on the worker (:mod:`.cursor_backend`).
 
 ``GET /_rehearsal/requests`` tells what was asked of it.
 
@@ -38,6 +39,7 @@ from airflow_agent_provider.rehearsal.cursor_agents import (
     plays_of,
     remote_refuses,
 )
+from airflow_agent_provider.rehearsal.cursor_backend import CursorBackend
 from airflow_agent_provider.rehearsal.processes import Ended, Processes
 from airflow_agent_provider.rehearsal.script import Fail, Script
 
@@ -76,7 +78,7 @@ class Request:
 
 
 class CursorServer:
-    """Plays a script to everyone who asks for ``url``. A context manager.
+    """Plays a script to everyone who asks for ``url``, hosted or local. A context manager.
 
     :param script: what the agents do.
     :param host: the address to listen on.
@@ -142,6 +144,7 @@ class _Cloud:
     def __init__(self, script: Script) -> None:
         self.journal: deque[dict[str, Any]] = deque(maxlen=_JOURNAL_LENGTH)
         self.closed = threading.Event()
+        self.backend = CursorBackend(script, self.journal, self.closed)
         self._script = script
         self._lock = threading.RLock()
         self._agents: dict[str, Agent] = {}
@@ -374,10 +377,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._serve()
 
     def _serve(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self._body()
         url = urlsplit(self.path)
         if url.path == "/_rehearsal/requests":
             self._send(200, list(self.server.cloud.journal))
+            return
+        if self.server.cloud.backend.serves(url.path):
+            self.server.cloud.backend.serve(self, body)
             return
         entry: dict[str, Any] = {"method": self.command, "path": self.path, "status": 0}
         self.server.cloud.journal.append(entry)
@@ -402,6 +408,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(refusal.status, refusal.body, refusal.headers)
         except (CutOff, Ended):
             self._cut()
+
+    def _body(self) -> bytes:
+        if "chunked" not in str(self.headers.get("Transfer-Encoding") or "").lower():
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = bytearray()
+        while size := int(self.rfile.readline(64), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline(64)
+        self.rfile.readline(64)
+        return bytes(body)
 
     def _authorize(self) -> None:
         scheme, _, value = str(self.headers.get("Authorization") or "").partition(" ")
