@@ -198,7 +198,7 @@ def test_the_trigger_side_tells_the_same(cursor: Start, hook: CursorHook, remote
 
     async def look() -> HostedRun:
         await other.acancel(run.agent_id, run.run_id)
-        assert await other.apoll_interval() == 0.1
+        assert (await other.alimits()).poll_interval == 0.1
         return await other.aget_run(run.agent_id, run.run_id)
 
     assert asyncio.run(closing(other, look)) == done
