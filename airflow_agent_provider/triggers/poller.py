@@ -21,6 +21,7 @@ from weakref import WeakKeyDictionary
 from airflow_agent_provider.agents.failures import (
     AgentFailed,
     AgentFailure,
+    Interrupted,
     RateLimited,
     Unavailable,
 )
@@ -226,7 +227,7 @@ class Poller:
         :raises AgentFailure: if the vendor refuses, or does not answer for a long time.
         """
         if not self.alive:
-            raise Unavailable(f"the poller has ended before it could end the run {key.run_id}")
+            raise Interrupted(f"the poller was ended before it could end the run {key.run_id}")
         found = self._cancels.get(key)
         if found is None:
             loop = asyncio.get_running_loop()
@@ -236,7 +237,7 @@ class Poller:
         return await asyncio.shield(found.done)
 
     async def _run(self) -> None:
-        end: AgentFailure = Unavailable("the poller of the hosted runs was ended; a retry attaches")
+        end: AgentFailure = Interrupted("the poller of the hosted runs was ended; a retry attaches")
         try:
             while self._runs or self._cancels:
                 await self._step()
@@ -355,7 +356,8 @@ class Poller:
         if request.kind is _Kind.ROUND and passing:
             self._rounds.failed()
         if isinstance(failure, RateLimited):
-            self._tell_all(failure)
+            wait = f"{self._hook.spec.title} grants the key no more requests for now"
+            self._tell_all(RateLimited(wait, raw=failure.raw, retry_after=failure.retry_after))
         elif isinstance(request.about, Key):
             self._tell(request.about, failure)
         elif type(failure) is AgentFailed:

@@ -171,8 +171,8 @@ class _Sweep:
         self.exists = True
         self.under_way = False
         self.cursor = ""
-        #: Pages that the last complete pass has read.
-        self.length = 1
+        # Pages that the last complete pass has read, and this one so far.
+        self._length = 1
         #: Runs that the list did not show: deleted, archived, or too far behind to search on.
         self.apart: set[Key] = set()
         #: Looks at those since the list was last searched for them.
@@ -181,6 +181,11 @@ class _Sweep:
         self._pages = 0
         self._fruitless = 0
         self._refusals = 0
+
+    @property
+    def length(self) -> int:
+        """The pages that a pass takes, as far as is known."""
+        return max(self._length, self._pages + 1)
 
     def goes_on(self, waiting: Collection[Key]) -> bool:
         """Return whether there is a page to read; begin a new pass where one is worth it."""
@@ -209,7 +214,7 @@ class _Sweep:
             self.cursor = cursor
         else:
             self.apart |= self._unfound
-            self.length = self._pages
+            self._length, self._pages = self._pages, 0
             self.under_way = False
 
     def refused(self) -> None:
