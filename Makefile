@@ -1,5 +1,6 @@
 # Everything lives in the project's folder: .venv (the project), .ministack (the AWS stand-in, whose
-# dependencies would not agree with Airflow's) and .demo (what the last demo wrote).
+# dependencies would not agree with Airflow's), .programs (agents' programs from npm) and .demo (what
+# the last demo wrote).
 
 # The demo's repository (path or URL) and the script of its models; empty takes the project's own.
 REPOSITORY ?=
@@ -36,13 +37,16 @@ bench: export AIRFLOW_HOME = $(CURDIR)/.demo/bench
 bench: setup
 	@for each in benchmarks/*.py; do echo "== $$each"; .venv/bin/python $$each || exit 1; done
 
-setup: .venv/installed .ministack/installed
+setup: .venv/installed .ministack/installed .programs/installed
 
-.venv/installed: pyproject.toml infra/setup.sh
+.venv/installed: pyproject.toml infra/setup.sh infra/debian.sh
 	infra/setup.sh .venv --editable '.[dev]'
 
-.ministack/installed: infra/setup.sh
+.ministack/installed: infra/setup.sh infra/debian.sh
 	infra/setup.sh .ministack 'ministack==1.5.33'
 
+.programs/installed: infra/setup-programs.sh infra/debian.sh
+	infra/setup-programs.sh .programs
+
 clean:
-	rm -rf .venv .ministack .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+	rm -rf .venv .ministack .programs .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

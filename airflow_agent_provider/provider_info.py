@@ -12,9 +12,9 @@ def get_provider_info() -> dict[str, Any]:
     return {
         "package-name": "airflow-agent-provider",
         "name": "AI coding agents",
-        "description": "Coding agents (Cursor, OpenAI Codex, …) as workflow steps.",
+        "description": "Coding agents (Cursor, GitHub Copilot, OpenAI Codex, …) as workflow steps.",
         "versions": [__version__],
-        "connection-types": [_CODEX, _CURSOR, _AIRFLOW_API],
+        "connection-types": [_CODEX, _COPILOT, _CURSOR, _AIRFLOW_API],
         "config": {"agents": _CONFIG},
         "cli": ["airflow_agent_provider.cli.get_agent_commands"],
     }
@@ -33,6 +33,53 @@ _CODEX = {
         "model": {
             "label": "Model",
             "description": "Used where a step names no model; empty takes Codex's own default.",
+            "schema": {"type": ["string", "null"], "default": None},
+        },
+    },
+}
+
+_COPILOT = {
+    "connection-type": "copilot",
+    "hook-class-name": "airflow_agent_provider.hooks.copilot.CopilotHook",
+    "hook-name": "GitHub Copilot",
+    "ui-field-behaviour": {
+        "hidden-fields": ["login", "schema", "port"],
+        "relabeling": {"host": "Provider's base URL", "password": "API key"},
+        "placeholders": {
+            "host": "empty for a Copilot subscription, else https://api.openai.com/v1",
+            "password": "token of the subscription (github_pat_…), or the provider's key",
+        },
+    },
+    "conn-fields": {
+        "model": {
+            "label": "Model",
+            "description": "Used where a step names no model. Needed with a provider of your own; "
+            "empty takes Copilot's own default.",
+            "schema": {"type": ["string", "null"], "default": None},
+        },
+        "provider": {
+            "label": "Provider",
+            "description": "Whose API it is. Empty: openai where there is a base URL, else "
+            "copilot.",
+            "schema": {
+                "type": ["string", "null"],
+                "enum": ["copilot", "openai", "azure", "anthropic", None],
+                "default": None,
+            },
+        },
+        "wire": {
+            "label": "Wire",
+            "description": "Which of its two APIs an openai or azure provider is spoken to by.",
+            "schema": {
+                "type": ["string", "null"],
+                "enum": ["completions", "responses", None],
+                "default": None,
+            },
+        },
+        "program": {
+            "label": "Program",
+            "description": "Path of Copilot's program on the worker, where it is not below the "
+            "folder of [agents] programs.",
             "schema": {"type": ["string", "null"], "default": None},
         },
     },
@@ -97,6 +144,13 @@ _CONFIG = {
             "",
             "/var/lib/airflow-agents",
         ),
+        "programs": _option(
+            "Folder of the worker for the agents' programs that come from npm; fill it with ``npm "
+            "install --prefix FOLDER PACKAGE@VERSION``. Empty takes ``agents/programs`` in "
+            "AIRFLOW_HOME.\n",
+            "",
+            "/opt/airflow-agents/programs",
+        ),
         "aws_conn_id": _option("Connection for S3 and DynamoDB.\n", "aws_default"),
         "airflow_api_conn_id": _option(
             "Connection to Airflow's public API; the mirror's reconcile reads through it.\n",
@@ -120,6 +174,41 @@ _CONFIG = {
             "the next attempt. It is renewed six times as often.\n",
             "60",
             kind="float",
+        ),
+        "prices": _option(
+            "JSON file with USD per million tokens of models, before the provider's own list: "
+            '``{"date": "2026-01-31", "models": {"<model>": {"input": 1.25, "cached": 0.125, '
+            '"output": 10}}}``.\n',
+            "",
+            "/etc/airflow/agent-prices.json",
+        ),
+        "sandbox": _option(
+            "Whether local agents run inside the bubblewrap box: ``required`` refuses to run them "
+            "otherwise; ``auto`` runs them unboxed where the worker has no namespaces, and says "
+            "so; ``off`` is for workers that are throw-away containers.\n",
+            "required",
+        ),
+        "sandbox_read_only_paths": _option(
+            "Folders of the worker that boxed programs may read besides /usr, such as toolchains; "
+            "separated by colons. Their ``bin`` folders are searched for programs.\n",
+            "",
+            "/opt/node:/opt/jdk",
+        ),
+        "sandbox_memory": _option(
+            "MiB of memory that one process in the box may allocate.\n", "8192", kind="integer"
+        ),
+        "sandbox_processes": _option(
+            "How many processes may run in a box; root is not bound by it.\n",
+            "1024",
+            kind="integer",
+        ),
+        "sandbox_file_size": _option(
+            "MiB that a file written in the box may have.\n", "2048", kind="integer"
+        ),
+        "sandbox_disk": _option(
+            "MiB by which an agent's workspace and session home may grow.\n",
+            "10240",
+            kind="integer",
         ),
     },
 }

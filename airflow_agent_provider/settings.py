@@ -12,7 +12,11 @@ from pathlib import Path
 from airflow.configuration import AIRFLOW_HOME
 from airflow.sdk.configuration import conf
 
+from airflow_agent_provider.agents.contract import Confinement, Sandbox
+from airflow_agent_provider.agents.failures import InvalidDefinition
+
 SECTION = "agents"
+_MIB = 1024**2
 
 
 @dataclass(frozen=True)
@@ -21,20 +25,27 @@ class Settings:
 
     :param artifacts: URL below which artifacts are stored, ``file://…`` or ``s3://bucket/prefix``.
     :param workspaces: folder of the worker for workspaces and repository mirrors.
+    :param programs: folder of the worker, an npm prefix, for the agents' programs that come from
+        npm.
     :param aws_conn_id: connection for S3 and DynamoDB.
     :param airflow_api_conn_id: connection to Airflow's public API, for the reconcile.
     :param mirror_table: DynamoDB table of the mirror; empty where there is no mirror.
     :param push: when the run's branch is pushed to the repository: ``hosted`` or ``always``.
     :param lease_ttl: seconds after which an attempt that renews no more has lost its step.
+    :param confinement: the bounds of local agents' programs, but for their network.
+    :param prices: path of a JSON file with prices of models; empty for the provider's own alone.
     """
 
     artifacts: str
     workspaces: Path
+    programs: Path
     aws_conn_id: str
     airflow_api_conn_id: str
     mirror_table: str
     push: str
     lease_ttl: float
+    confinement: Confinement
+    prices: str
 
 
 def load_settings() -> Settings:
@@ -43,12 +54,41 @@ def load_settings() -> Settings:
     return Settings(
         artifacts=_text("artifacts") or (home / "artifacts").as_uri(),
         workspaces=Path(_text("workspaces") or home / "workspaces"),
+        programs=Path(_text("programs") or home / "programs"),
         aws_conn_id=_text("aws_conn_id") or "aws_default",
         airflow_api_conn_id=_text("airflow_api_conn_id") or "airflow_api",
         mirror_table=_text("mirror_table"),
         push=_text("push") or "hosted",
         lease_ttl=conf.getfloat(SECTION, "lease_ttl", fallback=60.0),
+        confinement=_confinement(),
+        prices=_text("prices"),
     )
+
+
+def _confinement() -> Confinement:
+    name = _text("sandbox") or Sandbox.REQUIRED.value
+    if name not in set(Sandbox):
+        known = ", ".join(Sandbox)
+        raise InvalidDefinition(f"[agents] sandbox is {name!r}; it is one of: {known}")
+    paths = [Path(path) for path in _text("sandbox_read_only_paths").split(":") if path]
+    for path in paths:
+        if not path.is_absolute():
+            raise InvalidDefinition(
+                f"[agents] sandbox_read_only_paths has {str(path)!r}, which is no absolute path"
+            )
+    default = Confinement()
+    return Confinement(
+        sandbox=Sandbox(name),
+        read_only_paths=tuple(paths),
+        memory=_mebibytes("sandbox_memory", default.memory),
+        processes=conf.getint(SECTION, "sandbox_processes", fallback=default.processes),
+        file_size=_mebibytes("sandbox_file_size", default.file_size),
+        disk=_mebibytes("sandbox_disk", default.disk),
+    )
+
+
+def _mebibytes(option: str, default: int) -> int:
+    return int(conf.getint(SECTION, option, fallback=default // _MIB)) * _MIB
 
 
 def _text(option: str) -> str:

@@ -15,7 +15,17 @@ from airflow.sdk import DAG, BaseOperator, Param
 
 from airflow_agent_provider.agents.prompt_names import prompt_file
 from airflow_agent_provider.agents.registry import AGENTS
-from dag_factory.definition import Agent, Defaults, Output, Retry, Step, Workflow
+from dag_factory.definition import (
+    Agent,
+    Budget,
+    Defaults,
+    Output,
+    Paths,
+    Retry,
+    Setup,
+    Step,
+    Workflow,
+)
 from dag_factory.files import Files
 from dag_factory.reader import Definition
 from dag_factory.schedule import is_scheduled
@@ -40,7 +50,8 @@ def build(definition: Definition, loader_file: str) -> DAG:
     """
     workflow, files = definition.workflow, definition.files
     scheduled = is_scheduled(workflow.schedule)
-    steps = {step.id: _arguments(step, workflow, files) for step in workflow.steps}
+    shared = _shared_arguments(workflow)
+    steps = {step.id: _arguments(step, workflow, files, shared) for step in workflow.steps}
     # Airflow takes no other number with this schedule.
     limits: dict[str, Any] = {"max_active_runs": 1} if workflow.schedule == "@continuous" else {}
     dag = DAG(
@@ -100,13 +111,27 @@ def _operator(agent: str) -> type[BaseOperator]:
     return operator
 
 
-def _arguments(step: Step, workflow: Workflow, files: Files) -> tuple[str, dict[str, Any]]:
-    """Return the agent of a step, and the arguments of its operator."""
-    defaults = workflow.defaults or Defaults()
-    agent = step.agent or defaults.agent
-    if agent is None:
+def _shared_arguments(workflow: Workflow) -> dict[str, Any]:
+    """Return what the workflow says to the operators of all of its steps alike."""
+    budget, setup = workflow.budget or _NO_BUDGET, workflow.setup or _NO_SETUP
+    return {
+        "budget_usd": budget.usd,
+        "budget_tokens": budget.tokens,
+        "setup_commands": setup.run,
+        "setup_files": setup.files,
+    }
+
+
+def _arguments(
+    step: Step, workflow: Workflow, files: Files, shared: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """Return the first agent of a step, and the arguments of its operator."""
+    defaults = workflow.defaults or _NO_DEFAULTS
+    agents = step.agent or defaults.agent
+    if not agents:
         raise ValueError(f"step {step.id!r} has no agent; check the definition before building")
-    output = step.output or _NO_OUTPUT
+    agent, *others = agents
+    output, paths = step.output or _NO_OUTPUT, step.paths or _ALL_PATHS
     arguments: dict[str, Any] = {
         "task_id": step.id,
         "prompt": step.prompt,
@@ -117,10 +142,18 @@ def _arguments(step: Step, workflow: Workflow, files: Files) -> tuple[str, dict[
         "model": _model(step, agent, defaults),
         "agent_conn_id": agent.connection,
         "options": agent.options,
+        "fallbacks": [_fallback(step, other, defaults) for other in others],
+        "verify": step.verify,
+        "repair": _first(step.repair, defaults.repair, _REPAIR),
+        "changes": step.changes,
+        "allow_paths": paths.allow,
+        "deny_paths": paths.deny,
+        "network": step.network or defaults.network or "model",
         "timeout": step.timeout or defaults.timeout or _TIMEOUT,
         "stall": step.stall or defaults.stall or _STALL,
         "prompt_contract": _first(step.prompt_contract, defaults.prompt_contract, True),
         **_retries(step.retry, defaults.retry),
+        **shared,
     }
     arguments["definition_sha256"] = _digest(agent.name, arguments, files)
     # Where a run works and where the files are is no part of what defines the step.
@@ -132,8 +165,13 @@ def _arguments(step: Step, workflow: Workflow, files: Files) -> tuple[str, dict[
     return agent.name, arguments
 
 
+_NO_DEFAULTS = Defaults.model_construct()
 _NO_OUTPUT = Output.model_construct(path=None, schema_=None)
+_ALL_PATHS = Paths.model_construct(allow=[], deny=[])
+_NO_BUDGET = Budget.model_construct(usd=None, tokens=None)
+_NO_SETUP = Setup.model_construct(run=[], files=[])
 _RETRY = Retry()
+_REPAIR = 2
 _TIMEOUT = timedelta(hours=1)
 _STALL = timedelta(minutes=10)
 
@@ -147,14 +185,26 @@ def _model(step: Step, agent: Agent, defaults: Defaults) -> str | None:
     return step.model or agent.model or defaults.model
 
 
+def _fallback(step: Step, agent: Agent, defaults: Defaults) -> dict[str, Any]:
+    """Return an agent that takes over where those before it in the list cannot serve."""
+    return {
+        "agent": agent.name,
+        "model": _model(step, agent, defaults),
+        "agent_conn_id": agent.connection,
+        "options": agent.options,
+    }
+
+
 def _retries(retry: Retry | None, default: Retry | None) -> dict[str, Any]:
     """Return Airflow's arguments; what a step leaves open its workflow's defaults may say."""
     rule = _merged(retry, default)
+    arguments = {"retries": rule.count, "retry_on": rule.on}
     if rule.backoff == "exponential":
+        longest = max(rule.max_delay, rule.delay)
         delays = {"retry_delay": rule.delay, "retry_exponential_backoff": 2}
-        return {"retries": rule.count, **delays, "max_retry_delay": max(rule.max_delay, rule.delay)}
+        return {**arguments, **delays, "max_retry_delay": longest}
     delay = rule.delay if rule.backoff == "constant" else timedelta()
-    return {"retries": rule.count, "retry_delay": delay, "retry_exponential_backoff": 0}
+    return {**arguments, "retry_delay": delay, "retry_exponential_backoff": 0}
 
 
 def _merged(retry: Retry | None, default: Retry | None) -> Retry:

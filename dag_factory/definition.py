@@ -18,25 +18,27 @@ from pydantic import (
     model_validator,
 )
 
-from dag_factory.errors import show
+from airflow_agent_provider.agents.failures import FAILURE_CLASSES
+from airflow_agent_provider.agents.path_patterns import pattern_fault
+from dag_factory.errors import closest, nearest, show
 
 #: Kinds of steps that this release does not know yet, by the key that makes a step one of them.
 LATER_KINDS = frozenset(("run", "approve", "repeat", "publish", "workflow"))
-_LATER_STEP_SETTINGS = frozenset(
-    ("changes", "paths", "verify", "repair", "pool", "priority", "resources", "network")
-)
+_LATER_STEP_SETTINGS = frozenset(("pool", "priority", "resources"))
 #: Keys of the language that this release does not know yet, by the model they belong to.
 LATER: dict[str, frozenset[str]] = {
     "Workflow": frozenset(
-        ("owner", "start_date", "timezone", "max_active_runs", "setup", "outlets")
-    ).union(("budget", "deadline")),
+        ("owner", "start_date", "timezone", "max_active_runs", "outlets", "deadline")
+    ),
     "Defaults": _LATER_STEP_SETTINGS,
     "Step": _LATER_STEP_SETTINGS.union(
         ("pick", "on_conflict", "trigger_rule", "when", "for_each", "max_parallel", "params"),
         LATER_KINDS,
     ),
-    "Retry": frozenset(("on",)),
 }
+
+#: Failure classes that ``retry: {on: …}`` may name: of the others, no retry can help.
+RETRYABLE = tuple(name for name, cls in FAILURE_CLASSES.items() if cls.retryable)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 _DURATION = re.compile(r"(?:([0-9]{1,4})d)?(?:([0-9]{1,5})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,8})s)?")
@@ -87,6 +89,33 @@ def _workspace_path(value: str) -> str:
     return value
 
 
+def _one_file(value: str) -> str:
+    if "*" in value or "?" in value:
+        raise ValueError(f"{show(value)} is a pattern; name each file")
+    return value
+
+
+def _pattern(value: str) -> str:
+    if fault := pattern_fault(value):
+        raise ValueError(f"{show(value)} {fault}")
+    return value
+
+
+def _command(value: str) -> str:
+    if not value.strip():
+        raise ValueError("a blank command proves nothing; write one such as pytest -q")
+    return value
+
+
+def _retryable(value: str) -> str:
+    if value in RETRYABLE:
+        return value
+    meant = closest(value, FAILURE_CLASSES)
+    if meant is not None and meant not in RETRYABLE:
+        raise ValueError(f"{meant!r} is never retried, since no retry can help; remove it")
+    raise ValueError(f"unknown failure class {show(value)}; {nearest(value, RETRYABLE)}")
+
+
 def _schema(value: Any) -> str | dict[str, Any]:
     if isinstance(value, str | dict) and value:
         return value
@@ -97,6 +126,14 @@ Name = Annotated[str, AfterValidator(_name)]
 Text = Annotated[str, Field(min_length=1)]
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
 AccessMode = Literal["write", "read_only"]
+NetworkMode = Literal["model", "open"]
+WorkspacePath = Annotated[Text, AfterValidator(_workspace_path)]
+Command = Annotated[Text, AfterValidator(_command)]
+Patterns = Annotated[
+    list[Annotated[Text, AfterValidator(_pattern)]],
+    Field(min_length=1),
+    BeforeValidator(_one_or_list),
+]
 
 
 class _Strict(BaseModel):
@@ -106,7 +143,7 @@ class _Strict(BaseModel):
 
 
 class Agent(_Strict):
-    """Who does a step.
+    """One agent that may do a step.
 
     :param name: name of the agent in the registry.
     :param model: the vendor's model name.
@@ -120,10 +157,12 @@ class Agent(_Strict):
     options: dict[str, Any] = {}
 
 
-def _agent(value: Any) -> Any:
-    if isinstance(value, list):
-        raise ValueError("a list of agents is not supported yet; name one agent")
-    return {"name": value} if isinstance(value, str) else value
+def _agents(value: Any) -> Any:
+    if isinstance(value, str | dict):
+        value = [value]
+    if not isinstance(value, list):
+        return value
+    return [{"name": item} if isinstance(item, str) else item for item in value]
 
 
 class Output(_Strict):
@@ -133,7 +172,7 @@ class Output(_Strict):
     :param schema_: JSON schema of the output, or the name of a file with it.
     """
 
-    path: Annotated[Text, AfterValidator(_workspace_path)] | None = None
+    path: WorkspacePath | None = None
     schema_: Annotated[Any, AfterValidator(_schema)] = Field(default=None, alias="schema")
 
     @model_validator(mode="after")
@@ -155,12 +194,21 @@ class Retry(_Strict):
     :param backoff: ``exponential`` doubles the delay each time, ``constant`` keeps it, ``none``
         retries at once.
     :param max_delay: the longest delay.
+    :param on: failure classes after which it is tried again; None for all that a retry can help.
     """
 
     count: Annotated[int, Field(ge=0, le=100)] = 2
     delay: Duration = timedelta(seconds=30)
     backoff: Literal["exponential", "constant", "none"] = "exponential"
     max_delay: Duration = timedelta(minutes=10)
+    on: (
+        Annotated[
+            list[Annotated[Text, AfterValidator(_retryable)]],
+            Field(min_length=1),
+            BeforeValidator(_one_or_list),
+        ]
+        | None
+    ) = None
 
     @model_validator(mode="after")
     def _coherent(self) -> "Retry":
@@ -174,6 +222,56 @@ class Retry(_Strict):
 
 def _retry(value: Any) -> Any:
     return {"count": value} if type(value) is int else value
+
+
+class Paths(_Strict):
+    """Which files of the workspace a step may change.
+
+    Patterns are those of :mod:`airflow_agent_provider.agents.path_patterns`.
+
+    :param allow: patterns of the files that it may change; empty for all.
+    :param deny: patterns of the files that it may not change, the allowed ones included.
+    """
+
+    allow: Patterns = []
+    deny: Patterns = []
+
+    @model_validator(mode="after")
+    def _something(self) -> "Paths":
+        if not self.allow and not self.deny:
+            raise ValueError("'paths' is empty; give 'allow', 'deny' or both")
+        return self
+
+
+class Budget(_Strict):
+    """What a run may spend: all of its steps and attempts together.
+
+    :param usd: USD; where an agent reports tokens alone, they are priced.
+    :param tokens: tokens, read and written.
+    """
+
+    usd: Annotated[float, Field(gt=0)] | None = None
+    tokens: Annotated[int, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> "Budget":
+        if self.usd is None and self.tokens is None:
+            raise ValueError("'budget' is empty; give 'usd', 'tokens' or both")
+        return self
+
+
+class Setup(_Strict):
+    """What a workspace needs before its agent starts.
+
+    :param run: shell commands, in this order, with the network open.
+    :param files: files of the workspace that decide what the commands leave: while they stay the
+        same, what the commands left before is taken.
+    """
+
+    run: Annotated[list[Command], Field(min_length=1), BeforeValidator(_one_or_list)]
+    files: Annotated[
+        list[Annotated[WorkspacePath, AfterValidator(_one_file)]], BeforeValidator(_one_or_list)
+    ] = []
 
 
 class Repository(_Strict):
@@ -193,7 +291,7 @@ def _repository(value: Any) -> Any:
     return {"url": value} if isinstance(value, str) else value
 
 
-AgentField = Annotated[Agent, BeforeValidator(_agent)]
+AgentField = Annotated[list[Agent], Field(min_length=1), BeforeValidator(_agents)]
 RetryField = Annotated[Retry, BeforeValidator(_retry)]
 
 
@@ -207,22 +305,32 @@ class Defaults(_Strict):
     timeout: Duration | None = None
     stall: Duration | None = None
     prompt_contract: bool | None = None
+    network: NetworkMode | None = None
+    repair: Annotated[int, Field(ge=0, le=10)] | None = None
 
 
 class Step(Defaults):
     """One agent's part of a workflow.
 
     :param id: name of the step; later prompts read its output as ``{{ steps.<id>.output }}``.
-    :param agent: who does it.
+    :param agent: who does it; of several, each takes over where the one before cannot serve.
     :param model: the vendor's model name.
     :param prompt: name of a template, an ``s3://`` URL of one, or the text itself.
     :param context: more names for the template, as ``{{ context.<name> }}``.
     :param access: what the agent may do to the workspace; default ``write``.
     :param output: what the step hands on; default the agent's final answer.
+    :param changes: whether the step must, may or must not change files; default ``allowed``, and
+        ``forbidden`` where the access is ``read_only``.
+    :param paths: which files it may change; None for all.
+    :param verify: shell commands that must succeed on what the agent left.
+    :param repair: how often the agent is told, in the same session, what its work fails on before
+        the attempt has failed; default 2.
     :param depends_on: ids of the steps that come first.
     :param retry: when a failed step is tried again.
     :param timeout: time for one attempt; default 1 h.
     :param stall: time without a sign of life after which an attempt has failed; default 10 min.
+    :param network: what the agent can reach: its ``model`` alone (the default), or what the worker
+        can (``open``).
     :param prompt_contract: whether the prompt ends in a statement of the step's contract.
     """
 
@@ -230,11 +338,14 @@ class Step(Defaults):
     prompt: Text
     context: dict[str, Any] = {}
     output: Annotated[Output, BeforeValidator(_output)] | None = None
+    changes: Literal["required", "allowed", "forbidden"] | None = None
+    paths: Paths | None = None
+    verify: Annotated[list[Command], BeforeValidator(_one_or_list)] = []
     depends_on: Annotated[list[Text], BeforeValidator(_one_or_list)] = []
 
     @model_validator(mode="after")
     def _one_model(self) -> "Step":
-        if self.model is not None and self.agent is not None and self.agent.model is not None:
+        if self.model is not None and any(agent.model for agent in self.agent or ()):
             raise ValueError("the model is given twice; keep 'model' here or under 'agent'")
         return self
 
@@ -248,6 +359,8 @@ class Workflow(_Strict):
     :param schedule: a cron expression or a preset such as ``@daily``; None runs on demand only.
     :param params: JSON schema of each parameter that a run may set.
     :param repository: the repository to work on; None for a new empty one per run.
+    :param setup: what a workspace needs before any step.
+    :param budget: what a run may spend; None for no bound.
     :param defaults: what holds for every step that does not say otherwise.
     :param steps: the steps.
     """
@@ -258,5 +371,7 @@ class Workflow(_Strict):
     schedule: str | None = None
     params: dict[str, dict[str, Any]] = {}
     repository: Annotated[Repository, BeforeValidator(_repository)] | None = None
+    setup: Setup | None = None
+    budget: Budget | None = None
     defaults: Defaults | None = None
     steps: Annotated[list[Step], Field(min_length=1)]

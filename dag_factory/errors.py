@@ -81,6 +81,15 @@ def printable(file_name: str) -> str:
     return file_name.encode(errors="backslashreplace").decode()
 
 
+def closest(word: str, words: Iterable[str]) -> str | None:
+    """Return the word that was meant, None if it is near to none of them.
+
+    :param word: what the user wrote.
+    :param words: what there is.
+    """
+    return next(iter(difflib.get_close_matches(word, words, n=1)), None)
+
+
 def nearest(word: str, words: Iterable[str]) -> str:
     """Return the end of an error about an unknown word: the one that was meant, or all there are.
 
@@ -88,8 +97,8 @@ def nearest(word: str, words: Iterable[str]) -> str:
     :param words: what there is.
     """
     known = sorted(words)
-    if match := difflib.get_close_matches(word, known, n=1):
-        return f"did you mean {match[0]!r}?"
+    if match := closest(word, known):
+        return f"did you mean {match!r}?"
     if not known:
         return "there are none"
     return f"allowed: {', '.join(known)}" if len(known) > 1 else f"allowed: {known[0]}"

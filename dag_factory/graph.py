@@ -1,21 +1,16 @@
-"""What the parts of a definition say of each other: steps, agents, prompts and schemas.
-
-Works on the values as they were read, whatever their shape, so that a definition whose one step is
-wrong still gets the errors of all others. What is not of the right shape is passed over here: the
-models of :mod:`dag_factory.definition` report it.
-"""
+"""What the parts of a definition say of each other: steps, agents, prompts and schemas."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from graphlib import CycleError, TopologicalSorter
-from typing import Any, NamedTuple
+from typing import Any
 
 from airflow_agent_provider.agents.prompt_names import PROMPT_SUFFIXES, prompt_file, prompt_url
-from airflow_agent_provider.agents.registry import AGENTS
-from dag_factory.definition import LATER_KINDS
+from dag_factory.capabilities import check_agents
 from dag_factory.errors import Fault, Path, nearest, show
 from dag_factory.files import Files, schema_fault
+from dag_factory.parts import RawStep, as_mapping, as_text, reads_only, steps_of
 from dag_factory.schedule import is_scheduled, param_faults, schedule_fault
 
 
@@ -26,53 +21,30 @@ def check(value: Any, files: Files) -> Iterator[Fault]:
     :param files: where its prompts and schemas are.
     """
     workflow = value if isinstance(value, dict) else {}
-    defaults = _mapping(workflow.get("defaults"))
+    defaults = as_mapping(workflow.get("defaults"))
+    steps = steps_of(workflow)
     yield from _check_schedule(workflow)
-    yield from _check_agent_name(defaults.get("agent"), ("defaults", "agent"))
-    steps = _steps(workflow)
+    yield from check_agents(workflow, steps)
     ids = yield from _check_ids(steps)
     depends_on: dict[str, dict[str, Path]] = {}
     for step in steps:
         known = yield from _check_depends_on(step, ids)
         if step.id is not None:
             depends_on.setdefault(step.id, known)
-        yield from _check_agent(step, defaults)
+        yield from _check_changes(step, defaults)
         yield from _check_prompt(step, files)
         yield from _check_schema(step, files)
     yield from _check_cycles(depends_on)
-
-
-class _Step(NamedTuple):
-    path: Path
-    id: str | None
-    values: dict[str, Any]
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
-
-
-def _steps(workflow: dict[str, Any]) -> list[_Step]:
-    steps = workflow.get("steps")
-    return [
-        _Step(("steps", index), _text(step.get("id")), step)
-        for index, step in enumerate(steps if isinstance(steps, list) else ())
-        if isinstance(step, dict)
-    ]
 
 
 def _check_schedule(workflow: dict[str, Any]) -> Iterator[Fault]:
     schedule = workflow.get("schedule")
     if isinstance(schedule, str) and (text := schedule_fault(schedule)):
         yield Fault(("schedule",), text)
-    yield from param_faults(_mapping(workflow.get("params")), scheduled=is_scheduled(schedule))
+    yield from param_faults(as_mapping(workflow.get("params")), scheduled=is_scheduled(schedule))
 
 
-def _check_ids(steps: list[_Step]) -> Generator[Fault, None, dict[str, Path]]:
+def _check_ids(steps: list[RawStep]) -> Generator[Fault, None, dict[str, Path]]:
     """Yield duplicate ids; return the steps' paths by id."""
     paths: dict[str, Path] = {}
     for step in steps:
@@ -87,7 +59,9 @@ def _check_ids(steps: list[_Step]) -> Generator[Fault, None, dict[str, Path]]:
     return paths
 
 
-def _check_depends_on(step: _Step, ids: dict[str, Path]) -> Generator[Fault, None, dict[str, Path]]:
+def _check_depends_on(
+    step: RawStep, ids: dict[str, Path]
+) -> Generator[Fault, None, dict[str, Path]]:
     """Yield what a step cannot depend on; return what it does, with the paths that say so."""
     known: dict[str, Path] = {}
     for name, at in _depends_on(step):
@@ -103,14 +77,14 @@ def _check_depends_on(step: _Step, ids: dict[str, Path]) -> Generator[Fault, Non
     return known
 
 
-def _depends_on(step: _Step) -> Iterator[tuple[str, Path]]:
+def _depends_on(step: RawStep) -> Iterator[tuple[str, Path]]:
     given = step.values.get("depends_on")
     path: Path = (*step.path, "depends_on")
     if isinstance(given, list):
         for index, item in enumerate(given):
-            if name := _text(item):
+            if name := as_text(item):
                 yield name, (*path, index)
-    elif name := _text(given):
+    elif name := as_text(given):
         yield name, path
 
 
@@ -138,60 +112,16 @@ def _cycle(depends_on: dict[str, dict[str, Path]]) -> list[str] | None:
     return None
 
 
-def _agent_name(value: Any) -> str | None:
-    return _text(value.get("name") if isinstance(value, dict) else value)
-
-
-def _check_agent_name(value: Any, path: Path) -> Iterator[Fault]:
-    name = _agent_name(value)
-    if name is not None and name not in AGENTS:
-        at = (*path, "name") if isinstance(value, dict) else path
-        yield Fault(at, f"unknown agent {show(name)}; {nearest(name, AGENTS)}")
-
-
-def _check_agent(step: _Step, defaults: dict[str, Any]) -> Iterator[Fault]:
-    given, default = step.values.get("agent"), defaults.get("agent")
-    yield from _check_agent_name(given, (*step.path, "agent"))
-    if given is None and default is None and LATER_KINDS.union(("pick",)).isdisjoint(step.values):
-        agents = ", ".join(sorted(AGENTS))
-        text = f"step {show(step.id)} has no agent; name one here or under 'defaults': {agents}"
-        yield Fault(step.path, text)
-    spec = AGENTS.get(_agent_name(default if given is None else given) or "")
-    if spec is None:
-        return
-    output = _mapping(step.values.get("output"))
-    read_only = (step.values.get("access") or defaults.get("access")) == "read_only"
-    if read_only and not spec.capabilities.read_only:
-        others = _agents_with("read_only")
-        text = f"{spec.title} cannot work read-only; take 'access: write', or the agent {others}"
-        yield Fault(_where(step, "access"), text)
-    # Without a file, and where none can be written, the final answer itself has to be structured.
-    answers = output.get("schema") is not None and (read_only or output.get("path") is None)
-    if answers and not spec.capabilities.structured_output:
-        others = _agents_with("structured_output")
+def _check_changes(step: RawStep, defaults: dict[str, Any]) -> Iterator[Fault]:
+    if step.values.get("changes") == "required" and reads_only(step, defaults):
         text = (
-            f"{spec.title} gives no structured answer; "
-            f"add a 'path' that it writes the output to, or take the agent {others}"
+            "a read-only step cannot change what it must; give it 'access: write', or remove this"
         )
-        yield Fault((*step.path, "output", "schema"), text)
+        yield Fault((*step.path, "changes"), text)
 
 
-def _where(step: _Step, key: str) -> Path:
-    """Return the path of the key, or of what else in the step says most about it."""
-    for candidate in (key, "agent"):
-        if step.values.get(candidate) is not None:
-            return (*step.path, candidate)
-    return step.path
-
-
-def _agents_with(capability: str) -> str:
-    return " or ".join(
-        name for name, spec in sorted(AGENTS.items()) if getattr(spec.capabilities, capability)
-    )
-
-
-def _check_prompt(step: _Step, files: Files) -> Iterator[Fault]:
-    prompt = _text(step.values.get("prompt"))
+def _check_prompt(step: RawStep, files: Files) -> Iterator[Fault]:
+    prompt = as_text(step.values.get("prompt"))
     if prompt is None:
         return
     text = None
@@ -214,13 +144,13 @@ def _meant_as_file(prompt: str, files: Files) -> bool:
     return ("/" in prompt and " " not in prompt) or files.exists(prompt)
 
 
-def _check_schema(step: _Step, files: Files) -> Iterator[Fault]:
-    schema = _mapping(step.values.get("output")).get("schema")
+def _check_schema(step: RawStep, files: Files) -> Iterator[Fault]:
+    schema = as_mapping(step.values.get("output")).get("schema")
     path: Path = (*step.path, "output", "schema")
     if isinstance(schema, dict):
         if schema and (fault := schema_fault(schema)):
             yield Fault((*path, *fault[0]), f"no JSON schema: {fault[1]}; see json-schema.org")
-    elif name := _text(schema):
+    elif name := as_text(schema):
         if name.startswith("s3://"):
             yield Fault(
                 path, "a schema in S3 is not supported yet; put the file beside the prompts"

@@ -13,10 +13,13 @@ from dag_factory.definition import (
     LATER,
     LATER_KINDS,
     Agent,
+    Budget,
     Defaults,
     Output,
+    Paths,
     Repository,
     Retry,
+    Setup,
     Step,
     Workflow,
 )
@@ -30,14 +33,35 @@ _MODELS: dict[str | None, type[BaseModel]] = {
     "agent": Agent,
     "output": Output,
     "retry": Retry,
+    "paths": Paths,
     "repository": Repository,
+    "setup": Setup,
+    "budget": Budget,
+}
+
+# The numbers that a value of this key may be.
+_RANGES = {
+    "count": "a whole number from 0 to 100",
+    "repair": "a whole number from 0 to 10",
+    "usd": "a number above 0",
+    "tokens": "a whole number above 0",
 }
 
 # What a value of this key looks like.
 _FORMS = {
-    "agent": "a name, or a mapping of name, model, connection and options",
+    "agent": "a name, a mapping of name, model, connection and options, or a list of these",
     "output": "a path, or a mapping of path and schema",
-    "retry": "a number, or a mapping of count, delay, backoff and max_delay",
+    "retry": "a number, or a mapping of count, delay, backoff, max_delay and on",
+    "on": "the name of a failure class such as Unavailable, or a list of names",
+    "verify": "a shell command such as pytest -q, or a list of commands",
+    "run": "a shell command such as uv sync, or a list of commands",
+    "files": "a file of the workspace such as uv.lock, or a list of files",
+    "paths": "a mapping of allow and deny",
+    "allow": "a pattern such as src/**, or a list of patterns",
+    "deny": "a pattern such as .github/**, or a list of patterns",
+    "setup": "a mapping of run and files",
+    "budget": "a mapping of usd and tokens",
+    "tokens": "such as 2000000",
     "repository": "a URL, or a mapping of url, ref and connection",
     "depends_on": "the id of a step, or a list of ids",
     "schedule": "a cron expression such as '0 6 * * 1-5', a preset such as @daily, or none",
@@ -91,7 +115,20 @@ def _unknown_key(details: ErrorDetails) -> Fault:
     model, key = _model(path[:-1]), str(path[-1])
     if key in LATER.get(model.__name__, ()):
         return Fault(path, f"{key!r} is not supported yet; remove it", at_key=True)
+    if place := _right_place(model, key):
+        return Fault(path, f"{key!r} cannot stand here; {place}", at_key=True)
     return Fault(path, f"unknown key {show(key)}; {nearest(key, _keys(model))}", at_key=True)
+
+
+def _right_place(model: type[BaseModel], key: str) -> str | None:
+    """Return where a key of the language belongs, None if it is no key of the language."""
+    if model is Step and key in ("budget", "defaults", "repository", "schedule", "setup"):
+        return "it is for the whole workflow, so move it to the file's top level"
+    if model is Workflow and key in _keys(Defaults):
+        return "it is for steps, so put it under 'defaults' or into a step"
+    if model in (Workflow, Defaults) and key in _keys(Step):
+        return "it is for one step, so move it there"
+    return None
 
 
 def _missing(details: ErrorDetails) -> Fault:
@@ -133,6 +170,9 @@ def _mapping(details: ErrorDetails) -> Fault:
         return _wrong_type("a mapping", "a step starts with '- id: …'")(details)
     if details["loc"][:1] == ("params",) and len(details["loc"]) > 1:
         return _wrong_type("a JSON schema", "such as {type: string, default: x}")(details)
+    if _key(details) == "agent":
+        form = "a name, or a mapping of name, model, connection and options"
+        return _wrong_type("a mapping", form)(details)
     return _wrong_type("a mapping", "write 'key: value' in lines of their own")(details)
 
 
@@ -144,8 +184,8 @@ def _choice(details: ErrorDetails) -> Fault:
 
 
 def _range(details: ErrorDetails) -> Fault:
-    text = f"{_called(details)} is {show(details['input'])}; a whole number from 0 to 100"
-    return Fault(details["loc"], text)
+    allowed = _RANGES[str(details["loc"][-1])]
+    return Fault(details["loc"], f"{_called(details)} is {show(details['input'])}; {allowed}")
 
 
 def _empty(details: ErrorDetails) -> Fault:
@@ -172,11 +212,13 @@ _TRANSLATIONS: dict[str, Callable[[ErrorDetails], Fault]] = {
     "missing": _missing,
     "string_type": _text,
     "int_type": _wrong_type("a whole number", "such as 3"),
+    "float_type": _wrong_type("a number", "such as 5 or 0.5"),
     "bool_type": _wrong_type("true or false", "write true or false"),
     "list_type": _wrong_type("a list", "write [a, b]"),
     "dict_type": _mapping,
     "model_type": _mapping,
     "literal_error": _choice,
+    "greater_than": _range,
     "greater_than_equal": _range,
     "less_than_equal": _range,
     "too_short": _empty,

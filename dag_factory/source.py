@@ -52,6 +52,9 @@ class Source(NamedTuple):
             elif isinstance(inside, list) and isinstance(part, int) and part < len(inside):
                 place = inside[part]
                 key_at = (place.line, place.column)
+            elif part == 0 and not isinstance(inside, list):
+                # Where a list may stand, one value stands for a list of one.
+                continue
             else:
                 return place.line, place.column
         return key_at if at_key else (place.line, place.column)

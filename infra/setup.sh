@@ -5,14 +5,10 @@
 #
 # PYTHON names the interpreter; without it, the first one that is recent enough.
 set -eu
+. "$(dirname "$0")/debian.sh"
 
 folder=$1
 shift
-
-fail() {
-    echo "setup: $1" >&2
-    exit 1
-}
 
 recent() {
     "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
@@ -28,22 +24,8 @@ find_python() {
     fail "Python 3.11 or newer is needed; name one with PYTHON=..."
 }
 
-# Git is the one program that no Python package brings along.
-install_git() {
-    command -v git >/dev/null && return
-    command -v apt-get >/dev/null || fail "git is needed; install it"
-    if [ "$(id -u)" = 0 ]; then
-        sudo=
-    elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
-        sudo=sudo
-    else
-        fail "git is needed, and this user cannot install it; run: apt-get install git"
-    fi
-    $sudo apt-get update -qq
-    $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends git
-}
-
-install_git
+# The sandbox of the agents is bubblewrap's.
+need git=git bwrap=bubblewrap
 python=$(find_python)
 rm -f "$folder/installed"
 "$python" -m venv "$folder" ||

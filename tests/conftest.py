@@ -22,6 +22,7 @@ for _name in [name for name in os.environ if name.startswith(_FOREIGN)]:
 _HOME = tempfile.mkdtemp(prefix="airflow-home-")
 os.environ["AIRFLOW_HOME"] = _HOME
 os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
+os.environ["AIRFLOW__AGENTS__PROGRAMS"] = str(Path(__file__).parents[1] / ".programs")
 os.environ["AIRFLOW__CORE__DAGS_FOLDER"] = str(Path(_HOME) / "dags")
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 

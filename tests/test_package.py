@@ -20,9 +20,9 @@ from airflow_agent_provider.provider_info import get_provider_info
 
 ROOT = Path(__file__).parents[1]
 NAME = "airflow-agent-provider"
-TYPES = ("codex", "cursor", "airflow_api")
+TYPES = ("codex", "copilot", "cursor", "airflow_api")
 #: What no parse of a DAG may import: vendors' SDKs, and what opens a connection to AWS.
-HEAVY = ("openai_codex", "boto3", "botocore", "airflow_client", "moto")
+HEAVY = ("openai_codex", "copilot", "boto3", "botocore", "airflow_client", "moto")
 
 
 def _python(code: str, **env: str) -> str:
@@ -55,7 +55,9 @@ def test_the_distribution_says_what_it_is() -> None:
     assert about["Version"] == __version__
     assert about["License-Expression"] == "Apache-2.0"
     assert about["Requires-Python"] == ">=3.11"
-    assert {"codex", "cursor", "all", "dev"} <= set(about.get_all("Provides-Extra") or [])
+    assert {"codex", "copilot", "cursor", "all", "dev"} <= set(
+        about.get_all("Provides-Extra") or []
+    )
 
 
 def test_airflow_knows_the_provider() -> None:
@@ -86,6 +88,8 @@ def test_each_agent_has_a_connection_form(agent: str) -> None:
 def test_the_settings_have_defaults_and_descriptions() -> None:
     told = get_provider_info()["config"]["agents"]["options"]
     read = _python(
+        # What the suite itself sets.
+        "import os; del os.environ['AIRFLOW__AGENTS__PROGRAMS']\n"
         "import json; from airflow.configuration import conf\n"
         f"print(json.dumps({{name: conf.get('agents', name) for name in {list(told)!r}}}))"
     )
@@ -113,6 +117,7 @@ def test_what_every_process_loads_imports_nothing_heavy() -> None:
         "airflow_agent_provider.plugin",
         "airflow_agent_provider.provider_info",
         "airflow_agent_provider.operators.codex",
+        "airflow_agent_provider.operators.copilot",
         "airflow_agent_provider.operators.cursor",
         "dag_factory",
     )

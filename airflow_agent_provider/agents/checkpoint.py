@@ -52,7 +52,9 @@ class Checkpoint(_Values):
     :param hosted_agent: the vendor's id of a hosted agent.
     :param hosted_run: the vendor's id of its run.
     :param rejected_run: id of the hosted run whose result was judged and found wanting.
+    :param repairs: how often the agent was told what is wrong, in the attempt that wrote it.
     :param problem: why the attempt failed, if it did: the next one tells the agent.
+    :param failure_class: the class of that failure.
     :param resumable: whether the conversation may be continued; the work is kept either way.
     :param finished: the agent's answer, once it is judged good.
     :param spent: tokens and cost of all attempts so far.
@@ -72,7 +74,9 @@ class Checkpoint(_Values):
     hosted_agent: str | None = None
     hosted_run: str | None = None
     rejected_run: str | None = None
+    repairs: int = 0
     problem: str | None = None
+    failure_class: str | None = None
     resumable: bool = True
     finished: Finished | None = None
     spent: Spent = Spent()

@@ -23,6 +23,48 @@ class Access(StrEnum):
     READ_ONLY = "read_only"
 
 
+class Sandbox(StrEnum):
+    """Whether a local agent runs inside the box (``[agents] sandbox``)."""
+
+    #: Inside the box, or not at all.
+    REQUIRED = "required"
+    #: Unboxed where the worker has no namespaces; the log and the outcome say so.
+    AUTO = "auto"
+    #: Never; for workers that are throw-away containers.
+    OFF = "off"
+
+
+class Network(StrEnum):
+    """What an agent reaches from inside the box."""
+
+    #: Its model alone, through the door.
+    MODEL = "model"
+    #: What the worker reaches, for a step that must install packages.
+    OPEN = "open"
+
+
+@dataclass(frozen=True)
+class Confinement:
+    """The bounds that an agent's program is held in.
+
+    :param sandbox: whether it runs inside the box.
+    :param network: what it reaches.
+    :param read_only_paths: more folders of the worker that it may read, such as toolchains.
+    :param memory: bytes of memory that one process may allocate.
+    :param processes: how many processes there may be; root is not bound by it.
+    :param file_size: bytes that one file may have.
+    :param disk: bytes by which workspace and session home may grow together.
+    """
+
+    sandbox: Sandbox = Sandbox.REQUIRED
+    network: Network = Network.MODEL
+    read_only_paths: tuple[Path, ...] = ()
+    memory: int = 8 * 1024**3
+    processes: int = 1024
+    file_size: int = 2 * 1024**3
+    disk: int = 10 * 1024**3
+
+
 class EventKind(StrEnum):
     """What an event tells, in the Agent Client Protocol's words."""
 
@@ -160,6 +202,7 @@ class AgentTask:
     :param session: the conversation to continue, if any.
     :param limits: how long the agent may take.
     :param options: settings of this agent alone, as its hook documents them.
+    :param confinement: the bounds that its program is held in.
     """
 
     prompt: str
@@ -171,6 +214,7 @@ class AgentTask:
     session: Session | None = None
     limits: Limits = field(default_factory=Limits)
     options: Mapping[str, Any] = field(default_factory=dict)
+    confinement: Confinement = field(default_factory=Confinement)
 
 
 @dataclass(frozen=True)
@@ -244,7 +288,10 @@ class AgentResult:
 
 @dataclass(frozen=True)
 class AgentCapabilities:
-    """What an agent can do; a workflow that asks for more fails when it is parsed."""
+    """What an agent can do; a workflow that asks for more fails when it is parsed.
+
+    :param local: its program runs on the worker; an agent may be both local and hosted.
+    """
 
     resume: bool = False
     structured_output: bool = False
@@ -252,6 +299,7 @@ class AgentCapabilities:
     usage: bool = False
     cost: bool = False
     hosted: bool = False
+    local: bool = False
     interrupt: bool = False
 
 
@@ -265,6 +313,16 @@ class AgentSession(ABC):
     @abstractmethod
     def session(self) -> Session | None:
         """The conversation, once it can be resumed."""
+
+    @property
+    def model(self) -> str | None:
+        """The model that answers, once it is known; what tokens cost is looked up by it."""
+        return None
+
+    @property
+    def boxed(self) -> bool | None:
+        """Whether the program runs inside the box; None where none runs on this worker."""
+        return None
 
     @abstractmethod
     def turn(

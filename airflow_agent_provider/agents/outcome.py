@@ -25,6 +25,7 @@ class Outcome(BaseModel):
     :param schema_version: of this format; ``schema`` in the file.
     :param state: ``success``, ``failed`` or ``deferred``.
     :param failure: class, reason, vendor's words and seconds to wait, of a failed attempt.
+    :param boxed: whether the agent's program ran in the box; None for an agent at its vendor.
     :param session: the vendor's id of the agent's conversation.
     :param commit: the step's commit if it succeeded, else its last checkpoint's.
     :param usage: tokens of this attempt alone.
@@ -47,6 +48,7 @@ class Outcome(BaseModel):
     failure: dict[str, Any] | None = None
     agent: str
     model: str | None = None
+    boxed: bool | None = None
     session: str | None = None
     commit: str | None = None
     branch: str | None = None

@@ -44,7 +44,27 @@ AGENTS: dict[str, AgentSpec] = {
             operator="airflow_agent_provider.operators.codex.CodexAgentOperator",
             connection="codex_default",
             capabilities=AgentCapabilities(
-                resume=True, structured_output=True, read_only=True, usage=True, interrupt=True
+                resume=True,
+                structured_output=True,
+                read_only=True,
+                usage=True,
+                local=True,
+                interrupt=True,
+            ),
+        ),
+        AgentSpec(
+            name="copilot",
+            title="GitHub Copilot",
+            hook="airflow_agent_provider.hooks.copilot.CopilotHook",
+            operator="airflow_agent_provider.operators.copilot.CopilotAgentOperator",
+            connection="copilot_default",
+            capabilities=AgentCapabilities(
+                resume=True,
+                structured_output=True,
+                read_only=True,
+                usage=True,
+                local=True,
+                interrupt=True,
             ),
         ),
         AgentSpec(

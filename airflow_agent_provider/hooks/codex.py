@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import ValidationError
 
-from airflow_agent_provider.agents.contract import Access, AgentTask
+from airflow_agent_provider.agents.contract import Access, AgentTask, Sandbox
 from airflow_agent_provider.agents.failures import (
     AgentFailed,
     AgentFailure,
@@ -52,9 +52,11 @@ class CodexHook(LocalAgentHook):
         :raises AgentFailure: if Codex does not start.
         """
         options = _read_options(task.options)
-        if options.sandbox == "off" and task.access is Access.READ_ONLY:
+        unconfined = task.confinement.sandbox is not Sandbox.REQUIRED and options.sandbox == "off"
+        if unconfined and task.access is Access.READ_ONLY:
             raise InvalidDefinition(
-                "access: read_only needs Codex's sandbox; remove 'sandbox: off' from the options"
+                "access: read_only needs a sandbox; remove 'sandbox: off' from the options, or set "
+                "[agents] sandbox = required"
             )
         if not task.workspace.is_dir():
             raise AgentFailed(f"the workspace {task.workspace} is not there")

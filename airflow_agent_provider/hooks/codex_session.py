@@ -7,8 +7,7 @@ import json
 import os
 import stat
 import subprocess
-import uuid
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,9 +18,7 @@ from airflow_agent_provider.agents.contract import (
     Access,
     AgentEvent,
     AgentResult,
-    AgentSession,
     AgentTask,
-    EventKind,
     Session,
     Usage,
 )
@@ -31,12 +28,14 @@ from airflow_agent_provider.agents.failures import (
     AuthenticationFailed,
     Interrupted,
     InvalidDefinition,
-    Stalled,
-    TimedOut,
 )
-from airflow_agent_provider.agents.processes import INHERITED, MARK, clean_command, end_marked
-from airflow_agent_provider.agents.watch import Overdue, watched, within
+from airflow_agent_provider.agents.loop import SessionLoop
+from airflow_agent_provider.agents.processes import MARK
+from airflow_agent_provider.agents.watch import within
 from airflow_agent_provider.hooks.codex_events import TurnReader, classify, trouble
+from airflow_agent_provider.hooks.local_session import LocalSession, unclassified
+from airflow_agent_provider.sandbox.box import Program
+from airflow_agent_provider.sandbox.door import Upstream
 
 if TYPE_CHECKING:
     from openai_codex import Codex, Thread
@@ -47,8 +46,8 @@ if TYPE_CHECKING:
 _PROVIDER = "airflow"
 #: Variable of the Codex program that holds the key. Its name makes Codex hide it from commands.
 _KEY_VARIABLE = "CODEX_MODEL_API_KEY"
-#: Seconds for Codex to start, to open a session and to begin a turn: each takes far below one.
-_START_SECONDS = 30.0
+#: Seconds for the trial of Codex's own sandbox.
+_TRIAL_SECONDS = 30.0
 #: Seconds for Codex to end by itself before it is killed.
 _CLOSE_SECONDS = 5.0
 #: The project's instructions for agents: the first that exists, as Codex itself would choose.
@@ -70,8 +69,8 @@ _RESUMED = (
 class CodexOptions(BaseModel):
     """What a step's ``options:`` may set for Codex.
 
-    :param sandbox: ``codex`` confines the agent's commands with Codex's own sandbox; ``off`` lets
-        them do whatever the worker's user may do, which is for throw-away containers only.
+    :param sandbox: what confines the agent's commands where ``[agents] sandbox`` leaves Codex
+        unboxed: ``codex`` its own sandbox, ``off`` nothing.
     :param effort: how long the model reasons; None takes the model's default.
     :param retries: how often Codex itself repeats a request that failed, before the attempt fails
         and Airflow retries it.
@@ -99,37 +98,38 @@ class Vendor:
     model: str | None
 
 
-class CodexSession(AgentSession):
+class CodexSession(LocalSession):
     """Codex at work for one task. Made by :meth:`CodexHook.start`."""
 
+    agent = "codex"
+    title = "Codex"
+
     def __init__(self, task: AgentTask, vendor: Vendor, options: CodexOptions) -> None:
-        self._task = task
+        super().__init__(task)
         self._vendor = vendor
         self._options = options
         self._home = task.home / "codex"
-        self._mark = uuid.uuid4().hex
         self._model = task.model or vendor.model
-        self._closed = False
+        self._loop = SessionLoop("codex")
         self._codex: Codex | None = None
         self._thread: Thread | None = None
         self._handle: TurnHandle | None = None
         self._resumable = False
-        self._announced = False
         self._explain = False
-        self._notices: list[str] = []
         # A fresh session has spent nothing; what a resumed one has spent, Codex says later.
         self._spent: Usage | None = Usage()
 
     def open(self) -> None:
         """Start the program and open the conversation."""
-        program = _program()
         with self._failures("start"):
+            program = _program()
             self._make_home()
-            if self._options.sandbox == "codex":
-                _check_sandbox(program, self._environment())
-            self._codex = within(
-                self._patience(), lambda: self._start_program(program), "starting Codex"
-            )
+            box = self._open_box(self._boxed_program(program), self._upstream())
+            if not box.boxed and self._options.sandbox == "codex":
+                _check_sandbox(program, {**os.environ, **self._environment()})
+            seconds = self._patience()
+            # The box ends with the thread that it was started from.
+            self._codex = self._loop.run(_called(self._start_program), seconds, "starting Codex")
             self._thread = within(self._patience(), self._open_thread, "opening the session")
 
     @property
@@ -139,15 +139,17 @@ class CodexSession(AgentSession):
             return None
         return Session("codex", self._thread.id)
 
+    @property
+    def model(self) -> str | None:
+        """The model that answers: the step's, the connection's or Codex's own default."""
+        return self._model
+
     def turn(
         self, prompt: str, *, output_schema: Mapping[str, Any] | None = None
     ) -> Generator[AgentEvent, None, AgentResult]:
         """Let Codex work on ``prompt``; see :meth:`AgentSession.turn`."""
         reader = TurnReader(self._spent)
-        for notice in self._notices:
-            yield AgentEvent(EventKind.NOTICE, notice)
-        self._notices.clear()
-        yield from self._announce()
+        yield from self._tell()
         with self._failures("turn"):
             handle = within(
                 self._patience(), lambda: self._begin(prompt, output_schema), "beginning the turn"
@@ -183,67 +185,66 @@ class CodexSession(AgentSession):
             for path in _rollouts(self._home, self._thread.id)
         }
 
-    def close(self) -> None:
-        """End Codex and whatever it started, within seconds."""
-        self._closed = True
+    def _end(self) -> None:
         codex, self._codex = self._codex, None
         if codex is not None:
             # A program that is gone already makes the SDK raise; what counts is what is left.
             with contextlib.suppress(Exception):
                 within(_CLOSE_SECONDS, codex.close, "closing Codex")
-        end_marked(self._mark, _CLOSE_SECONDS)
+        if self._box is not None:
+            self._box.kill()
+        self._loop.close()
         for name in _LEFTOVERS:
             # Not there, or not empty: then it is the project's own.
             with contextlib.suppress(OSError):
                 (self._task.workspace / name).rmdir()
 
     def _make_home(self) -> None:
-        for folder in (self._task.home, self._home, self._task.home / "tmp"):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            folder.chmod(0o700)
+        self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
         # A project that Codex trusts may bring commands of its own (.codex/config.toml), which
-        # run outside the sandbox and see the key.
+        # run unasked at the start.
         trust = f'[projects.{_toml(str(self._task.workspace))}]\ntrust_level = "untrusted"\n'
         (self._home / "config.toml").write_text(trust)
         # Of a project without trust Codex leaves out the instructions too, which are wanted.
         (self._home / "AGENTS.md").write_bytes(_project_instructions(self._task.workspace))
 
-    def _environment(self) -> dict[str, str]:
-        return {
-            "CODEX_HOME": str(self._home),
-            "HOME": str(self._task.home),
-            # Codex refuses a home below the folder for temporary files.
-            "TMPDIR": str(self._task.home / "tmp"),
-            "PATH": os.pathsep.join([*_tool_folders(), os.environ.get("PATH", os.defpath)]),
-            "NO_COLOR": "1",
-        }
+    def _boxed_program(self, program: Path) -> Program:
+        return Program(
+            command=(str(program),),
+            folders=(program.parent, *_tool_folders()),
+            environment=self._environment(),
+            inherited=(_KEY_VARIABLE,),
+            path=tuple(_tool_folders()),
+        )
 
-    def _start_program(self, program: Path) -> Codex:
+    def _environment(self) -> dict[str, str]:
+        return {"CODEX_HOME": str(self._home), "NO_COLOR": "1"}
+
+    def _upstream(self) -> Upstream:
+        headers = {"Authorization": f"Bearer {self._vendor.key}"}
+        return Upstream(self._vendor.url, headers, ("/responses", "/models"))
+
+    def _start_program(self) -> Codex:
         from openai_codex import Codex, CodexConfig
 
-        own = {**self._environment(), _KEY_VARIABLE: self._vendor.key, MARK: self._mark}
         settings = [part for setting in self._settings() for part in ("--config", setting)]
-        command = clean_command(program, {*INHERITED, *own})
-        codex = Codex(
+        command = (str(self.box.wrapper), *settings, "app-server", "--listen", "stdio://")
+        return Codex(
             CodexConfig(
-                launch_args_override=(*command, *settings, "app-server", "--listen", "stdio://"),
+                launch_args_override=command,
                 cwd=str(self._task.workspace),
-                env=own,
+                env={_KEY_VARIABLE: self.box.model_key},
                 client_name="airflow_agent_provider",
                 client_title="Airflow",
             )
         )
-        if self._closed:
-            # Too late: whoever waited has given up.
-            codex.close()
-        return codex
 
     def _settings(self) -> Iterator[str]:
         provider = f"model_providers.{_PROVIDER}"
         yield f"model_provider={_toml(_PROVIDER)}"
         # Not "OpenAI": of that, Codex expects services that a gateway need not have.
         yield f'{provider}.name="Airflow"'
-        yield f"{provider}.base_url={_toml(self._vendor.url)}"
+        yield f"{provider}.base_url={_toml(self.box.model_url)}"
         yield f"{provider}.env_key={_toml(_KEY_VARIABLE)}"
         yield f'{provider}.wire_api="responses"'
         yield f"{provider}.request_max_retries={self._options.retries}"
@@ -262,7 +263,7 @@ class CodexSession(AgentSession):
             yield f"model_reasoning_effort={_toml(self._options.effort)}"
         yield 'shell_environment_policy.inherit="core"'
         yield "shell_environment_policy.ignore_default_excludes=false"
-        yield f"shell_environment_policy.set={{{MARK}={_toml(self._mark)}}}"
+        yield f"shell_environment_policy.set={{{MARK}={_toml(self.box.mark)}}}"
         yield "sandbox_workspace_write.network_access=false"
         # Other steps of the worker use it too; this session has a TMPDIR of its own.
         yield "sandbox_workspace_write.exclude_slash_tmp=true"
@@ -275,7 +276,8 @@ class CodexSession(AgentSession):
             # A resumed session would keep the model that it had; and the result names it.
             models = self._codex.models().data
             self._model = next((model.model for model in models if model.is_default), None)
-        if self._options.sandbox == "off":
+        if self.box.boxed or self._options.sandbox == "off":
+            # In the box its own sandbox could not make another namespace.
             sandbox = Sandbox.full_access
         elif self._task.access is Access.READ_ONLY:
             sandbox = Sandbox.read_only
@@ -328,12 +330,8 @@ class CodexSession(AgentSession):
     def _follow(self, handle: TurnHandle, reader: TurnReader) -> Iterator[AgentEvent]:
         self._handle = handle
         try:
-            notifications = watched(
-                handle.stream(),
-                self._task.limits,
-                self.interrupt,
-                trouble=trouble,
-                patience=self._options.patience,
+            notifications = self._watch(
+                handle.stream(), trouble=trouble, patience=self._options.patience
             )
             for notification in notifications:
                 if notification.method == "item/completed":
@@ -342,12 +340,6 @@ class CodexSession(AgentSession):
                 yield from reader.events(notification)
         finally:
             self._handle = None
-
-    def _announce(self) -> Iterator[AgentEvent]:
-        session = self.session
-        if session is not None and not self._announced:
-            self._announced = True
-            yield AgentEvent(EventKind.SESSION, session.id, data={"agent": session.agent})
 
     def _failure(self, error: Any) -> AgentFailure:
         failure = classify(error)
@@ -360,28 +352,19 @@ class CodexSession(AgentSession):
             )
         return failure
 
-    def _patience(self) -> float:
-        left = self._task.limits.remaining
-        if left <= 0:
-            raise TimedOut(f"the attempt's timeout of {self._task.limits.timeout:g} s is over")
-        return min(_START_SECONDS, left)
+    def _classify(self, error: Exception, doing: str) -> AgentFailure:
+        from openai_codex.errors import TransportClosedError
 
-    @contextlib.contextmanager
-    def _failures(self, doing: str) -> Iterator[None]:
-        """Let no exception of the SDK out."""
-        try:
-            yield
-        except (AgentFailure, GeneratorExit, KeyboardInterrupt, SystemExit):
-            raise
-        except Overdue as error:
-            raise self._overdue(error) from error
-        except Exception as error:
-            raise _sdk_failure(error, doing) from error
+        raw = f"{type(error).__name__}: {error}"
+        if doing == "start":
+            return AgentFailed("Codex did not start", raw=raw)
+        if isinstance(error, TransportClosedError | OSError | ValueError):
+            return Interrupted("the Codex program ended in the middle of the turn", raw=raw)
+        return unclassified("Codex", error)
 
-    def _overdue(self, error: Overdue) -> AgentFailure:
-        if self._task.limits.remaining <= 0:
-            return TimedOut(f"the attempt's timeout is over: {error}")
-        return Stalled(str(error))
+
+async def _called(call: Callable[[], Codex]) -> Codex:
+    return call()
 
 
 def _program() -> Path:
@@ -394,11 +377,11 @@ def _program() -> Path:
         raise InvalidDefinition(f"OpenAI Codex is missing; {_INSTALL}", raw=str(error)) from error
 
 
-def _tool_folders() -> list[str]:
+def _tool_folders() -> list[Path]:
     from codex_cli_bin import bundled_path_dir
 
     folder = bundled_path_dir()
-    return [] if folder is None else [str(folder)]
+    return [] if folder is None else [Path(folder)]
 
 
 #: Programs whose sandbox was seen to work in this process.
@@ -406,19 +389,19 @@ _sandbox_works: set[Path] = set()
 
 
 def _check_sandbox(program: Path, environment: Mapping[str, str]) -> None:
-    """Make sure that the sandbox works: without it, commands fail and turns still "complete"."""
+    """Make sure that Codex's own sandbox works: commands fail without, and turns "complete"."""
     if program in _sandbox_works:
         return
     try:
         trial = subprocess.run(
             [str(program), "sandbox", "--", "true"],
             env=dict(environment),
-            cwd=environment["HOME"],
+            cwd="/",
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=_START_SECONDS,
+            timeout=_TRIAL_SECONDS,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -431,17 +414,6 @@ def _check_sandbox(program: Path, environment: Mapping[str, str]) -> None:
             raw=trial.stderr.strip()[-2000:],
         )
     _sandbox_works.add(program)
-
-
-def _sdk_failure(error: Exception, doing: str) -> AgentFailure:
-    from openai_codex.errors import TransportClosedError
-
-    raw = f"{type(error).__name__}: {error}"
-    if doing == "start":
-        return AgentFailed("Codex did not start", raw=raw)
-    if isinstance(error, TransportClosedError | OSError | ValueError):
-        return Interrupted("the Codex program ended in the middle of the turn", raw=raw)
-    return AgentFailed("Codex failed", raw=raw)
 
 
 def _rollouts(home: Path, thread_id: str) -> list[Path]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseOperator
 
-from airflow_agent_provider.agents.contract import Access
+from airflow_agent_provider.agents.contract import Access, Network
 from airflow_agent_provider.agents.registry import AGENTS, STEP_OPERATOR_NAME
 from airflow_agent_provider.operators.retry import FailureClassRetryPolicy
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import jinja2
     from airflow.sdk import Context
 
-    from airflow_agent_provider.operators.hosted import HostedAttempt
-    from airflow_agent_provider.operators.local import LocalAttempt
+    from airflow_agent_provider.operators.attempt import Attempt
+    from airflow_agent_provider.operators.work import AgentChoice
 
 #: Seconds between the step's own timeout and Airflow's, which cuts off what should be done by then.
 TIMEOUT_GRACE = 120
@@ -31,6 +31,8 @@ class AgentOperator(BaseOperator):
     read them as ``{{ steps.<id>.output }}``.
 
     :param agent: the agent's name, ``codex`` or ``cursor``; its subclasses know theirs.
+    :param fallbacks: the agents that go on, in this order, where the ones before are unavailable:
+        each a mapping of ``agent``, ``model``, ``agent_conn_id`` and ``options``.
     :param prompt: name of a template (ends in ``.md``, ``.txt``, ``.j2`` or ``.jinja2``), an
         ``s3://`` URL of one, or the template's text.
     :param prompt_folders: where template and schema names are looked up, in this order; the DAG
@@ -48,6 +50,17 @@ class AgentOperator(BaseOperator):
     :param repository_conn_id: connection of type ``git`` for a private repository.
     :param timeout: time for one attempt.
     :param stall: time without a sign of life after which an attempt counts as stalled.
+    :param verify: shell commands that are run in the workspace, and must succeed.
+    :param repair: how often an agent is told in its session what is wrong with its work.
+    :param changes: ``required``, ``allowed`` or ``forbidden``; None allows what the access does.
+    :param allow_paths: patterns of the paths that may be changed; empty allows all.
+    :param deny_paths: patterns of the paths that may not be changed.
+    :param network: what the agent and the checks reach: ``model`` or ``open``.
+    :param retry_on: failure classes that are retried; None for all that a retry can help.
+    :param budget_usd: USD that the whole run may spend; None for no bound.
+    :param budget_tokens: tokens that the whole run may read and write; None for no bound.
+    :param setup_commands: shell commands that make the workspace ready, with the network open.
+    :param setup_files: files of the workspace that decide what the setup installs.
     :param prompt_contract: whether the prompt ends in the section that states the step's contract.
     :param deferrable: whether a hosted agent is awaited in the triggerer, without a worker slot.
     :param definition_sha256: digest of what defines the step; a change makes a new DAG version.
@@ -74,6 +87,7 @@ class AgentOperator(BaseOperator):
         self,
         *,
         agent: str | None = None,
+        fallbacks: Sequence[Mapping[str, Any]] = (),
         prompt: str,
         prompt_folders: Sequence[str] = (),
         prompt_context: Mapping[str, Any] | None = None,
@@ -88,21 +102,34 @@ class AgentOperator(BaseOperator):
         repository_conn_id: str | None = None,
         timeout: timedelta = timedelta(hours=1),
         stall: timedelta = timedelta(minutes=10),
+        verify: Sequence[str] = (),
+        repair: int = 2,
+        changes: str | None = None,
+        allow_paths: Sequence[str] = (),
+        deny_paths: Sequence[str] = (),
+        network: str = Network.MODEL.value,
+        retry_on: Sequence[str] | None = None,
+        budget_usd: float | None = None,
+        budget_tokens: int | None = None,
+        setup_commands: Sequence[str] = (),
+        setup_files: Sequence[str] = (),
         prompt_contract: bool = True,
         deferrable: bool = True,
         definition_sha256: str = "",
         **kwargs: Any,
     ) -> None:
         name = agent or self.default_agent
-        if name not in AGENTS:
-            raise ValueError(
-                f"step {kwargs.get('task_id')!r}: no agent is called {name!r}; "
-                f"there are: {', '.join(sorted(AGENTS))}"
-            )
-        kwargs.setdefault("retry_policy", FailureClassRetryPolicy())
+        for each in (name, *(fallback.get("agent") for fallback in fallbacks)):
+            if each not in AGENTS:
+                raise ValueError(
+                    f"step {kwargs.get('task_id')!r}: no agent is called {each!r}; "
+                    f"there are: {', '.join(sorted(AGENTS))}"
+                )
+        kwargs.setdefault("retry_policy", FailureClassRetryPolicy(retry_on))
         kwargs.setdefault("execution_timeout", timeout + timedelta(seconds=TIMEOUT_GRACE))
         super().__init__(**kwargs)
-        self.agent = name
+        self.agent = str(name)
+        self.fallbacks = tuple(fallbacks)
         self.prompt = prompt
         self.prompt_folders = tuple(prompt_folders)
         self.prompt_context = dict(prompt_context or {})
@@ -117,10 +144,49 @@ class AgentOperator(BaseOperator):
         self.repository_conn_id = repository_conn_id
         self.timeout = timeout
         self.stall = stall
+        self.verify = tuple(verify)
+        self.repair = repair
+        self.changes = changes
+        self.allow_paths = tuple(allow_paths)
+        self.deny_paths = tuple(deny_paths)
+        self.network = Network(network).value
+        self.retry_on = None if retry_on is None else tuple(retry_on)
+        self.budget_usd = budget_usd
+        self.budget_tokens = budget_tokens
+        self.setup_commands = tuple(setup_commands)
+        self.setup_files = tuple(setup_files)
         self.prompt_contract = prompt_contract
         self.deferrable = deferrable
         self.definition_sha256 = definition_sha256
-        self._attempt: LocalAttempt | HostedAttempt | None = None
+        self._attempt: Attempt | None = None
+
+    @property
+    def choices(self) -> list[AgentChoice]:
+        """The step's agents, in their order."""
+        from airflow_agent_provider.operators.work import AgentChoice
+
+        first = AgentChoice(self.agent, self.model or None, self.agent_conn_id, self.options)
+        others = (
+            AgentChoice(
+                agent=fallback["agent"],
+                model=fallback.get("model") or None,
+                conn_id=fallback.get("agent_conn_id"),
+                options=fallback.get("options") or {},
+            )
+            for fallback in self.fallbacks
+        )
+        return [first, *others]
+
+    def is_hosted(self, choice: AgentChoice, repository: str) -> bool:
+        """Return whether an agent works at its vendor: where it can, unless that has no sense.
+
+        :param choice: the agent; ``hosted`` among its options decides.
+        :param repository: URL of the run's repository; without one, only a local agent can work.
+        """
+        can = AGENTS[choice.agent].capabilities
+        if not (can.hosted and can.local):
+            return can.hosted
+        return bool(choice.options.get("hosted", repository))
 
     def render_template_fields(
         self, context: Context, jinja_env: jinja2.Environment | None = None
@@ -140,18 +206,14 @@ class AgentOperator(BaseOperator):
 
         :raises AgentFailure: of exactly one failure class.
         """
-        self._attempt = self._new_attempt(context)
-        return self._attempt.run()
+        return self._new_attempt(context).run()
 
     def resume(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Go on with an attempt that waited for its vendor in the triggerer.
 
         :param event: what the trigger told.
         """
-        from airflow_agent_provider.operators.hosted import HostedAttempt
-
-        self._attempt = attempt = HostedAttempt(self, context)
-        return attempt.resume(event)
+        return self._new_attempt(context, event).run()
 
     def resume_execution(
         self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context
@@ -166,20 +228,16 @@ class AgentOperator(BaseOperator):
 
         values = next_kwargs or {}
         failure = trigger_failure(str(values.get("error", "")), values.get("traceback"))
-        self._attempt = self._new_attempt(context)
-        return self._attempt.run_failed(failure)
+        return self._new_attempt(context).run_failed(failure)
 
     def on_kill(self) -> None:
         """End the agent when the task is killed."""
         if self._attempt is not None:
             self._attempt.stop()
 
-    def _new_attempt(self, context: Context) -> LocalAttempt | HostedAttempt:
+    def _new_attempt(self, context: Context, event: dict[str, Any] | None = None) -> Attempt:
         # Imported late, so that parsing a DAG costs nothing of it.
-        if AGENTS[self.agent].capabilities.hosted:
-            from airflow_agent_provider.operators.hosted import HostedAttempt
+        from airflow_agent_provider.operators.attempt import Attempt
 
-            return HostedAttempt(self, context)
-        from airflow_agent_provider.operators.local import LocalAttempt
-
-        return LocalAttempt(self, context)
+        self._attempt = Attempt(self, context, event)
+        return self._attempt

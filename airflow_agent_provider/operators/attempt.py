@@ -1,7 +1,8 @@
 """One attempt of an agent step: what it starts from, what it keeps while it works, what it leaves.
 
-The main path is :meth:`Attempt.run`: begin, let the agent work, judge, finish. How the agent works
-is up to the subclass: on this worker (:mod:`.local`) or at its vendor (:mod:`.hosted`).
+The main path is :meth:`Attempt.run`: begin, let an agent work until its work is found good, finish.
+How an agent works is the matter of :mod:`.work`: on this worker or at its vendor. Where one is
+unavailable, the next of the step's list goes on with what is there.
 """
 
 from __future__ import annotations
@@ -11,19 +12,25 @@ import json
 import os
 import socket
 import tempfile
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.sdk.exceptions import AirflowRuntimeError, TaskDeferred
 
 from airflow_agent_provider.agents.checkpoint import Checkpoint, Finished, Spent, read_checkpoint
-from airflow_agent_provider.agents.contract import Access, AgentResult, Limits, Session, Usage
+from airflow_agent_provider.agents.contract import (
+    AgentResult,
+    Confinement,
+    Limits,
+    Network,
+    Session,
+    Usage,
+)
 from airflow_agent_provider.agents.failures import (
     AgentFailed,
     AgentFailure,
@@ -32,18 +39,24 @@ from airflow_agent_provider.agents.failures import (
     PolicyViolation,
     Superseded,
     TimedOut,
+    Unavailable,
     VerificationFailed,
     failure_to_dict,
 )
 from airflow_agent_provider.agents.identity import AttemptKey, StepKey
-from airflow_agent_provider.agents.outcome import Outcome, check_schema, parse_output
+from airflow_agent_provider.agents.outcome import Outcome
+from airflow_agent_provider.agents.prices import Prices, load_prices
 from airflow_agent_provider.agents.processes import end_at_home
-from airflow_agent_provider.hooks.agent import AgentHook, get_agent_hook
 from airflow_agent_provider.hooks.artifacts import open_store
 from airflow_agent_provider.hooks.lease import Lease
+from airflow_agent_provider.operators.budget import Budget, Ledger
+from airflow_agent_provider.operators.checks import Checks
 from airflow_agent_provider.operators.inputs import StepInputs
+from airflow_agent_provider.operators.judge import Verdict, judge, output_file
 from airflow_agent_provider.operators.record import Record, redact_values, refuse_secrets
 from airflow_agent_provider.operators.steps import inline_or_reference
+from airflow_agent_provider.operators.work import AgentChoice, AgentWork, Work
+from airflow_agent_provider.prompts.render import Prompt
 from airflow_agent_provider.settings import load_settings
 from airflow_agent_provider.workspace.cleanup import step_folder
 from airflow_agent_provider.workspace.workspace import Upstream, Workspace
@@ -52,7 +65,6 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_agent_provider.operators.agent import AgentOperator
-    from airflow_agent_provider.prompts.render import Prompt
 
 #: The key of the checkpoint in Airflow's task state store, which a task reads only of itself.
 CHECKPOINT = "checkpoint"
@@ -65,37 +77,40 @@ What it had changed by then is in the working tree. Look at what is there, do no
 and finish what is missing. The step:
 
 """
+_TAKEN_OVER = """\
+Another agent began with this step, and cannot go on: {problem}
+What it had changed by then is in the working tree. Look at what is there, do not redo what is done,
+and finish what is missing. The step:
+
+"""
 
 #: What a checkpoint takes over from the one before it, unless it has its own.
-_CARRIED_OVER = {"commit", "bundle", "session_files", "hosted_agent", "hosted_run"}
+_CARRIED_OVER = {"commit", "bundle", "session_files", "hosted_agent", "hosted_run", "repairs"}
+#: What of it is one agent's own, and no other's.
+_OF_ONE_AGENT: dict[str, Any] = {
+    "session": None,
+    "session_files": {},
+    "hosted_agent": None,
+    "hosted_run": None,
+    "rejected_run": None,
+}
 
 
-@dataclass(frozen=True)
-class Work:
-    """What the agent answered, and what that took.
-
-    :param result: the agent's own account.
-    :param usage: tokens and cost of this attempt.
-    """
-
-    result: AgentResult
-    usage: Usage
-
-
-class Attempt(ABC):
+class Attempt:
     """One attempt of an agent step.
 
     :param operator: the step.
     :param context: Airflow's context of the task.
+    :param event: what the trigger told, for the second half of an attempt that was deferred.
     """
 
-    #: Whether the agent works at its vendor, on a clone of its own.
-    hosted: ClassVar[bool] = False
-
-    def __init__(self, operator: AgentOperator, context: Context) -> None:
+    def __init__(
+        self, operator: AgentOperator, context: Context, event: dict[str, Any] | None = None
+    ) -> None:
         ti = context["ti"]
         self.operator = operator
         self.context = context
+        self.event = event
         self.log = operator.log
         self.settings = load_settings()
         step = StepKey(
@@ -114,9 +129,16 @@ class Attempt(ABC):
         )
         self.inputs = StepInputs(operator, context, step, self.store, self.settings)
         self.record = Record(self.store, self.key)
-        self.spent_here = Usage()
+        self.ledger = Ledger(
+            self.store, self.key, Budget(operator.budget_usd, operator.budget_tokens)
+        )
         self.session: Session | None = None
         self.model: str | None = None
+        #: Whether the agent's program ran inside the box; None while, or where, none ran here.
+        self.boxed: bool | None = None
+        self._usage = Usage()
+        self._choices = list(operator.choices)
+        self._agent: AgentWork | None = None
         self._resources = ExitStack()
         self._workspace: Workspace | None = None
         self._prompt: Prompt | None = None
@@ -126,6 +148,7 @@ class Attempt(ABC):
         #: What the attempts before this one took.
         self._earlier = Spent()
         self._written = 0
+        self._segments = 0
 
     # --- the main path ---------------------------------------------------------------------
 
@@ -137,7 +160,7 @@ class Attempt(ABC):
         with self._resources:
             try:
                 self.begin()
-                work = self._finished_before() or self.work()
+                work = self._finished_before() or self._work()
                 return self.finish(work)
             except TaskDeferred:
                 raise
@@ -159,39 +182,44 @@ class Attempt(ABC):
             self._release()
         raise failure
 
-    @abstractmethod
-    def work(self) -> Work:
-        """Let the agent work until it says that it is done."""
-
     def begin(self) -> None:
         """Take the step's lease, make the workspace and the prompt, find the checkpoint."""
         self.lease.acquire(wait=2 * self.settings.lease_ttl)
         self._resources.enter_context(self.lease.keep(self.on_lost))
         self._prepare(checkpoint=None)
+        self._agent = self._agent_for(self._choices[0])
         self._prompt = self._make_prompt()
         self.prompt_sha256 = self._prompt.sha256
         self.operator.prompt = self._prompt.text
         self._checkpoint = self._find_checkpoint()
+        self._begin_with_the_one_that_began()
         if self._checkpoint:
             self._earlier = self._checkpoint.spent
         if self._checkpoint and self._checkpoint.commit:
             self._prepare(self._checkpoint)
 
-    def finish(self, work: Work) -> dict[str, Any]:
-        """Judge the work, commit it to the run's branch and store what the step leaves.
+    def judge(self, answer: AgentResult) -> Verdict:
+        """Return the verdict on what the agent has left by now.
 
-        :raises AgentFailure: if the judgement is that the step failed.
+        :raises AgentFailure: if it is not what the step asks for; an agent can be told and mend it.
         """
-        answer = work.result
         commit = self.workspace.commit_step(self._subject(), self.trailers())
-        output = redact_values(self._judge(answer, commit))
+        verdict = judge(self.inputs.rules(), self.workspace, commit, answer, self.checks.verify)
+        return replace(verdict, output=redact_values(verdict.output))
+
+    def finish(self, work: Work) -> dict[str, Any]:
+        """Store what the step leaves, and commit it to the run's branch.
+
+        :raises AgentFailure: if that is not possible.
+        """
+        answer, commit, output = work.result, work.verdict.commit, work.verdict.output
         finished = Finished(
             message=answer.message, structured=answer.structured, model=answer.model
         )
         self._keep(commit, "", finished=finished)
         self.record.put_text("changes.patch", _text(self.workspace.patch(commit)))
         stored = output if isinstance(output, str) else json.dumps(output, indent=2)
-        uri = self.record.put_text(self._output_name(), stored)
+        uri = self.record.put_text(output_file(self.operator.output_path), stored)
         branch = self._push(commit)
         self._write_outcome("success", commit=commit, branch=branch)
         return self._xcom(inline_or_reference(output, uri), commit, branch)
@@ -221,6 +249,71 @@ class Attempt(ABC):
     def on_lost(self, lost: Interrupted) -> None:
         """End the agent: the step belongs to a newer attempt, or the supervisor is gone."""
         self.log.error("This attempt ends itself: %s", lost.reason)
+        if self._agent is not None:
+            self._agent.on_lost(lost)
+
+    def stop(self) -> None:
+        """End the agent; callable from any thread."""
+        if self._agent is not None:
+            self._agent.stop()
+
+    # --- who works -------------------------------------------------------------------------
+
+    @property
+    def agent(self) -> AgentWork:
+        """The agent whose turn it is."""
+        if self._agent is None:
+            raise RuntimeError("no agent works yet")
+        return self._agent
+
+    def _work(self) -> Work:
+        """Let the agents work, one after the other, until one can do it."""
+        self.checks.setup()
+        while True:
+            self.ledger.check()
+            try:
+                return self.agent.work()
+            except Unavailable as failure:
+                self._fail_over(failure)
+
+    def _fail_over(self, failure: Unavailable) -> None:
+        """Hand the work to the next agent of the list; raise ``failure`` if there is none."""
+        others = self._choices[self._choices.index(self.agent.choice) + 1 :]
+        if not others:
+            raise failure
+        following = others[0]
+        self.log.warning("%s; %s goes on with the work", failure, following.title)
+        self._keep_work(failure)
+        self._give_to(following)
+        self._prompt = self._make_prompt()
+
+    def _give_to(self, choice: AgentChoice) -> None:
+        """Let another agent go on: with the work, without the conversation."""
+        if self._checkpoint is not None:
+            self._checkpoint = self._checkpoint.model_copy(update=_OF_ONE_AGENT)
+        self.session, self.model = None, None
+        self._agent = self._agent_for(choice)
+
+    def _agent_for(self, choice: AgentChoice) -> AgentWork:
+        if self.operator.is_hosted(choice, self.inputs.repository.url):
+            from airflow_agent_provider.operators.hosted import HostedWork
+
+            return HostedWork(self, choice)
+        from airflow_agent_provider.operators.local import LocalWork
+
+        return LocalWork(self, choice)
+
+    def _begin_with_the_one_that_began(self) -> None:
+        """Go on with the agent whose conversation the checkpoint holds, if it can go on."""
+        kept = self._checkpoint
+        if kept is None or kept.agent == self.agent.choice.agent:
+            return
+        began = next((c for c in self._choices if c.agent == kept.agent), None)
+        unavailable = kept.failure_class == Unavailable.__name__ and self.event is None
+        if began is None or unavailable:
+            self._checkpoint = kept.model_copy(update=_OF_ONE_AGENT)
+        else:
+            self._agent = self._agent_for(began)
 
     # --- what it starts from ---------------------------------------------------------------
 
@@ -243,8 +336,10 @@ class Attempt(ABC):
         """The prompt, led by what the agent must know of the attempt that it continues."""
         if self._checkpoint is None:
             return self.prompt_text
-        problem = self._checkpoint.problem or "Its process ended before it was done."
-        return _CONTINUE.format(problem=problem) + self.prompt_text
+        kept = self._checkpoint
+        problem = kept.problem or "Its process ended before it was done."
+        words = _CONTINUE if kept.agent == self.agent.choice.agent else _TAKEN_OVER
+        return words.format(problem=problem) + self.prompt_text
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -252,9 +347,9 @@ class Attempt(ABC):
         return self._checkpoint
 
     @cached_property
-    def hook(self) -> AgentHook:
-        """The agent's hook."""
-        return get_agent_hook(self.operator.agent, self.operator.agent_conn_id)
+    def checks(self) -> Checks:
+        """Runs the step's commands."""
+        return Checks(self)
 
     @cached_property
     def scratch(self) -> Path:
@@ -264,8 +359,15 @@ class Attempt(ABC):
         return Path(folder.name)
 
     def _make_prompt(self) -> Prompt:
-        prompt = self.inputs.prompt(self.workspace, hosted=self.hosted)
-        self.record.put_text("prompt.md", prompt.text)
+        if self.event is not None:
+            # The agent has its prompt already; made anew it might be another one.
+            stored = self.store.get(f"{self.key.prefix}/prompt.md").decode()
+            self.record.put("prompt.md", stored.encode())
+            return Prompt(stored)
+        prompt = self.inputs.prompt(self.workspace, hosted=self.agent.hosted)
+        first = self.agent.choice == self._choices[0]
+        name = "prompt.md" if first else f"prompt.{self.agent.choice.agent}.md"
+        self.record.put_text(name, prompt.text)
         return prompt
 
     def _prepare(self, checkpoint: Checkpoint | None) -> None:
@@ -279,17 +381,23 @@ class Attempt(ABC):
 
     def _find_checkpoint(self) -> Checkpoint | None:
         found = read_checkpoint(self.context["task_state_store"].get(CHECKPOINT))
+        if self.event is not None:
+            return self._checkpoint_of_event(found, self.event)
         if found is None:
             return None
         reason = found.mismatch(self._new_checkpoint())
-        if reason is None and found.agent != self.operator.agent:
-            # Another agent continues the work, but not the other one's conversation.
-            found = found.model_copy(update={"session": None, "session_files": {}})
         if reason:
             self.log.info("The step starts afresh: %s since attempt %d", reason, found.attempt)
             return None
         if found.attempt < self.key.number:
             self._tell_interrupted(found)
+        return found
+
+    def _checkpoint_of_event(self, found: Checkpoint | None, event: dict[str, Any]) -> Checkpoint:
+        if found is None or found.hosted_run != event.get("run_id"):
+            raise Interrupted("the checkpoint with the vendor's run is gone; the step starts anew")
+        self.prompt_sha256 = found.prompt_sha256
+        self.started = found.started or self.started
         return found
 
     def _tell_interrupted(self, found: Checkpoint) -> None:
@@ -313,11 +421,10 @@ class Attempt(ABC):
         finished = self._checkpoint.finished
         self.log.info("The agent's work was finished by attempt %d", self._checkpoint.attempt)
         if self._checkpoint.session:
-            self.session = Session(self.operator.agent, self._checkpoint.session)
+            self.session = Session(self._checkpoint.agent, self._checkpoint.session)
         self.model = finished.model
-        return Work(
-            AgentResult("completed", finished.message, finished.structured, self.session), Usage()
-        )
+        answer = AgentResult("completed", finished.message, finished.structured, self.session)
+        return Work(answer, self.judge(answer))
 
     # --- what it keeps while it works ------------------------------------------------------
 
@@ -332,9 +439,40 @@ class Attempt(ABC):
         commit = self.workspace.checkpoint(self.trailers(), note)
         self._keep(commit, f"checkpoints/{self._written:04d}/", **values)
 
-    def session_files(self) -> Mapping[str, Path]:
-        """Return the files that resume the agent's session elsewhere, by their path."""
-        return {}
+    @property
+    def spent_here(self) -> Usage:
+        """What this attempt took, with its cost by the vendor or else by the price list."""
+        return self._usage
+
+    def spend(self, usage: Usage) -> None:
+        """Count what a turn has taken since the last call.
+
+        :raises BudgetExceeded: if the run's budget is spent by that.
+        """
+        model = self.model or self.agent.choice.model
+        if usage.cost is None and usage.total_tokens:
+            usage = replace(usage, cost=self._prices.cost(model, usage))
+        self._usage = add_known(self._usage, usage)
+        self.ledger.record(self._usage, model)
+
+    @cached_property
+    def _prices(self) -> Prices:
+        return load_prices(self.settings.prices)
+
+    def put_segment(self, number: int, content: bytes) -> None:
+        """Store a segment of the transcript."""
+        self.lease.check()
+        self._segments += 1
+        self.record.put(f"transcript/{self._segments:04d}.jsonl", content)
+
+    def confinement(self, network: str) -> Confinement:
+        """Return the bounds that programs of this attempt are held in.
+
+        :param network: what they reach, ``model`` or ``open``.
+        """
+        bounds = self.settings.confinement
+        seen = (*bounds.read_only_paths, *self.workspace.object_folders)
+        return replace(bounds, network=Network(network), read_only_paths=seen)
 
     def _keep(self, commit: str | None, folder: str, **values: Any) -> None:
         """Store the work and the session below ``folder``, then point the checkpoint there."""
@@ -345,7 +483,7 @@ class Attempt(ABC):
         if commit:
             refuse_secrets(self.workspace.patch(commit), "what the agent changed")
             kept |= {"commit": commit, "bundle": self._bundle(commit, f"{folder}checkpoint.bundle")}
-        files = self.session_files()
+        files = self._agent.session_files() if self._agent else {}
         if files:
             kept["session_files"] = self.record.put_session(files, f"{folder}session/")
         checkpoint = self._new_checkpoint().model_copy(update=kept | values)
@@ -355,7 +493,7 @@ class Attempt(ABC):
 
     def _new_checkpoint(self) -> Checkpoint:
         before = self._checkpoint
-        total = Usage(**self._earlier.model_dump()) + self.spent_here
+        total = add_known(Usage(**self._earlier.model_dump()), self.spent_here)
         return Checkpoint(
             attempt=self.key.number,
             clear_number=self.clear_number,
@@ -363,7 +501,7 @@ class Attempt(ABC):
             prompt_sha256=self.prompt_sha256,
             start=self.workspace.start,
             item_sha256=self._item_sha256(),
-            agent=self.operator.agent,
+            agent=self._agent_name,
             session=self.session.id if self.session else (before.session if before else None),
             spent=Spent(
                 input_tokens=total.input_tokens,
@@ -388,7 +526,7 @@ class Attempt(ABC):
             "Agents-Run": step.run_id,
             "Agents-Step": step.step_id,
             "Agents-Attempt": str(self.key.number),
-            "Agents-Agent": self.operator.agent,
+            "Agents-Agent": self._agent_name,
         }
         if self.session:
             trailers["Agents-Session"] = self.session.id
@@ -402,35 +540,18 @@ class Attempt(ABC):
 
     # --- what it leaves --------------------------------------------------------------------
 
-    def _judge(self, result: AgentResult, commit: str) -> Any:
-        changed = self.workspace.changed_paths(commit)
-        if self.operator.access == Access.READ_ONLY.value and changed:
-            raise PolicyViolation(
-                f"the step is read-only, but the agent changed {', '.join(changed[:10])}"
-            )
-        schema = self.inputs.output_schema()
-        path = self.operator.output_path
-        if path:
-            return parse_output(self.workspace.read_output(path), path, schema)
-        if schema is None:
-            return result.message
-        answer = result.structured
-        if answer is None:
-            content = result.message.encode()
-            return parse_output(content, "that the agent gave as its final message", schema)
-        check_schema(answer, schema, "the agent's final message")
-        return answer
-
-    def _output_name(self) -> str:
-        path = self.operator.output_path
-        return f"output/{path}" if path else "output/message.md"
+    @property
+    def _agent_name(self) -> str:
+        return (self._agent.choice if self._agent else self._choices[0]).agent
 
     def _subject(self) -> str:
         return f"{self.key.step.step_id}: {self.key.step.dag_id}"
 
     def _push(self, commit: str) -> str | None:
         """Push the run's branch where it shall be pushed; return its name if it was."""
-        if not self.inputs.repository.url or not (self.hosted or self.settings.push == "always"):
+        if not self.inputs.repository.url or not (
+            self.agent.hosted or self.settings.push == "always"
+        ):
             return None
         branch = self.key.step.run_branch
         downstream = self.operator.get_flat_relative_ids(upstream=False)
@@ -442,7 +563,11 @@ class Attempt(ABC):
             return
         note = f"kept after {failure.failure_class}"
         commit = self.workspace.checkpoint(self.trailers(), note)
-        values: dict[str, Any] = {"problem": str(failure), "resumable": failure.resumes_session}
+        values: dict[str, Any] = {
+            "problem": str(failure),
+            "failure_class": failure.failure_class,
+            "resumable": failure.resumes_session,
+        }
         if isinstance(failure, OutputInvalid | VerificationFailed) and self._checkpoint:
             values["rejected_run"] = self._checkpoint.hosted_run
         self._keep(commit, "", **values)
@@ -467,8 +592,9 @@ class Attempt(ABC):
             attempt=self.key.number,
             state=state,
             failure=told,
-            agent=self.operator.agent,
+            agent=self._agent_name,
             model=self.model,
+            boxed=self.boxed,
             session=self._session_id(),
             commit=commit or kept,
             branch=branch,
@@ -499,7 +625,7 @@ class Attempt(ABC):
             "commit": commit,
             "base": self.workspace.base,
             "branch": branch,
-            "agent": self.operator.agent,
+            "agent": self._agent_name,
             "model": self.model,
             "session": self._session_id(),
             "attempt": self.key.number,
@@ -514,6 +640,13 @@ class Attempt(ABC):
         except Exception as error:
             # It expires by itself; the next attempt waits that long.
             self.log.warning("The step's lease could not be released: %s", error)
+
+
+def add_known(one: Usage, other: Usage) -> Usage:
+    """Return the sum of what two turns took; its cost is unknown where either's is."""
+    total = one + other
+    known = all(u.cost is not None for u in (one, other) if u.total_tokens)
+    return total if known else replace(total, cost=None)
 
 
 #: What Airflow answers an attempt that it no longer counts: it is retried, or was cleared.

@@ -1,7 +1,7 @@
-"""An attempt whose agent runs at its vendor, on a clone of the repository.
+"""An agent that runs at its vendor, on a clone of the repository.
 
-It has two halves. The first pushes the branch, starts the vendor's run and keeps its id; then the
-task is deferred, and the trigger waits. The second fetches what the agent did.
+The attempt has two halves then. The first pushes the branch, starts the vendor's run and keeps its
+id; then the task is deferred, and the trigger waits. The second fetches what the agent did.
 """
 
 from __future__ import annotations
@@ -11,114 +11,126 @@ from typing import Any, ClassVar
 
 from airflow.sdk.configuration import conf
 
-from airflow_agent_provider.agents.checkpoint import Checkpoint, read_checkpoint
 from airflow_agent_provider.agents.contract import AgentResult, Session, Usage
 from airflow_agent_provider.agents.failures import (
     AgentFailed,
     AgentFailure,
+    BudgetExceeded,
     Interrupted,
     InvalidDefinition,
     failure_from_dict,
 )
 from airflow_agent_provider.hooks.agent import HostedAgentHook, HostedRun
-from airflow_agent_provider.operators.attempt import CHECKPOINT, Attempt, Work
-from airflow_agent_provider.prompts.render import Prompt
+from airflow_agent_provider.operators.repair import can_repair, repair_prompt
+from airflow_agent_provider.operators.work import AgentWork, Work
 from airflow_agent_provider.triggers.hosted import HostedRunTrigger, wait_for_run
 
 
-class HostedAttempt(Attempt):
+class HostedWork(AgentWork):
     """Starts the vendor's run, or comes back to it, and takes over what the agent did."""
 
     hosted: ClassVar[bool] = True
 
     def work(self) -> Work:
-        """Start the vendor's run, or attach to it, and wait for its end.
+        """Have the vendor's run until what it left is found good.
 
         :raises TaskDeferred: while the vendor works, if the step is deferrable.
         """
-        run = self._submit()
-        if not run.ended:
-            hook = self._hook()
-            poll = hook.poll_interval(self.operator.options)
-            if self.operator.deferrable:
-                self._defer(run, poll)
+        attempt = self.attempt
+        run = self._wait(self._first_run())
+        while True:
+            answer = self._take_over(run)
             try:
-                run = wait_for_run(hook, run.agent_id, run.run_id, self.limits, poll)
-            except AgentFailure:
-                self._add_cost(run.agent_id, run.run_id)
-                raise
-        return self._take_over(run)
+                return Work(answer, attempt.judge(answer))
+            except AgentFailure as fault:
+                rounds = self._repairs()
+                if rounds >= attempt.operator.repair or not can_repair(
+                    fault, attempt.operator.access
+                ):
+                    raise
+                attempt.log.warning("Repair round %d: %s", rounds + 1, fault)
+                attempt.ledger.check()
+                run = self._wait(self._follow_up(run, fault, rounds + 1))
 
-    def resume(self, event: dict[str, Any]) -> dict[str, Any]:
-        """Run the second half of an attempt that was deferred.
+    def _repairs(self) -> int:
+        kept = self.attempt.checkpoint
+        return kept.repairs if kept and kept.attempt == self.attempt.key.number else 0
 
-        :param event: what the trigger told.
-        """
-        self._event = event
-        return self.run()
-
-    _event: dict[str, Any] | None = None
-
-    def _make_prompt(self) -> Prompt:
-        if self._event is None:
-            return super()._make_prompt()
-        # The agent has its prompt already; made anew it might be another one.
-        stored = self.store.get(f"{self.key.prefix}/prompt.md").decode()
-        self.record.put("prompt.md", stored.encode())
-        return Prompt(stored)
-
-    def _find_checkpoint(self) -> Checkpoint | None:
-        if self._event is None:
-            return super()._find_checkpoint()
-        found = read_checkpoint(self.context["task_state_store"].get(CHECKPOINT))
-        if found is None or found.hosted_run != self._event.get("run_id"):
-            raise Interrupted("the checkpoint with the vendor's run is gone; the step starts anew")
-        self.prompt_sha256 = found.prompt_sha256
-        self.started = found.started or self.started
-        return found
-
-    def _submit(self) -> HostedRun:
+    def _wait(self, run: HostedRun) -> HostedRun:
+        if run.ended:
+            return run
         hook = self._hook()
-        kept = self.checkpoint
-        if self._event is not None and kept and kept.hosted_agent and kept.hosted_run:
-            return self._reported(kept.hosted_agent, kept.hosted_run, self._event)
-        repository = self.inputs.repository
+        poll = hook.poll_interval(self.choice.options)
+        if self.attempt.operator.deferrable:
+            self._defer(run, poll)
+        try:
+            return wait_for_run(hook, run.agent_id, run.run_id, self.attempt.limits, poll)
+        except AgentFailure:
+            self._add_cost(run.agent_id, run.run_id)
+            raise
+
+    def _first_run(self) -> HostedRun:
+        attempt = self.attempt
+        kept, event = attempt.checkpoint, attempt.event
+        if event is not None and kept and kept.hosted_agent and kept.hosted_run:
+            # Told once: a repair round that follows is a run of its own.
+            attempt.event = None
+            return self._reported(kept.hosted_agent, kept.hosted_run, event)
+        return self._submit(
+            agent_id=(kept and kept.hosted_agent) or self._hook().agent_id_for(self._identity()),
+            prompt=attempt.continuing_prompt if kept else attempt.prompt_text,
+            after=kept.rejected_run if kept else None,
+        )
+
+    def _follow_up(self, run: HostedRun, fault: AgentFailure, round_: int) -> HostedRun:
+        return self._submit(
+            agent_id=run.agent_id, prompt=repair_prompt(fault), after=run.run_id, repairs=round_
+        )
+
+    def _submit(
+        self, *, agent_id: str, prompt: str, after: str | None, repairs: int = 0
+    ) -> HostedRun:
+        attempt, hook = self.attempt, self._hook()
+        repository = attempt.inputs.repository
         if not repository.url:
             raise InvalidDefinition(
                 f"{hook.spec.title} works on a clone of the run's repository, and this run has "
                 "none; give the workflow a repository, or trigger it with one: "
                 '--conf \'{"repository": "<URL>"}\''
             )
+        step = attempt.key.step
         run = hook.submit(
-            agent_id=(kept and kept.hosted_agent) or hook.agent_id_for(self._identity()),
-            prompt=self.continuing_prompt if kept else self.prompt_text,
+            agent_id=agent_id,
+            prompt=prompt,
             repository=repository.url,
             ref=self._push_start(),
-            name=f"{self.key.step.dag_id}/{self.key.step.run_id}/{self.key.step.step_id}",
-            model=self.operator.model or None,
-            options=self.operator.options,
-            after=kept.rejected_run if kept else None,
+            name=f"{step.dag_id}/{step.run_id}/{step.step_id}",
+            model=self.choice.model,
+            options=self.choice.options,
+            after=after,
         )
-        self.session = Session(self.operator.agent, run.agent_id)
-        self.log.info("%s works as agent %s, run %s", hook.spec.title, run.agent_id, run.run_id)
+        attempt.session = Session(self.choice.agent, run.agent_id)
+        attempt.log.info("%s works as agent %s, run %s", hook.spec.title, run.agent_id, run.run_id)
         # Kept before anything can wait: whoever comes next finds the run by it.
-        self.save_checkpoint("submitted", hosted_agent=run.agent_id, hosted_run=run.run_id)
+        attempt.save_checkpoint(
+            "submitted", hosted_agent=run.agent_id, hosted_run=run.run_id, repairs=repairs
+        )
         return run
 
     def _identity(self) -> str:
         """Return what the vendor's id is made of: the same for all attempts at the same work."""
-        step = self.key.step
+        attempt = self.attempt
         return "/".join(
             (
-                step.prefix,
-                self.prompt_sha256,
-                self.workspace.start,
-                str(self.clear_number),
+                attempt.key.step.prefix,
+                attempt.prompt_sha256,
+                attempt.workspace.start,
+                str(attempt.clear_number),
             )
         )
 
     def _reported(self, agent_id: str, run_id: str, event: dict[str, Any]) -> HostedRun:
-        self.session = Session(self.operator.agent, agent_id)
+        self.attempt.session = Session(self.choice.agent, agent_id)
         told = event.get("failure")
         if not told:
             return self._hook().get_run(agent_id, run_id)
@@ -130,61 +142,70 @@ class HostedAttempt(Attempt):
         try:
             run = self._hook().get_run(agent_id, run_id)
         except AgentFailure as error:
-            self.log.warning("What the failed run took is unknown: %s", error)
-        else:
-            self.spent_here += run.usage or Usage()
+            self.attempt.log.warning("What the failed run took is unknown: %s", error)
+            return
+        try:
+            self.attempt.spend(run.usage or Usage())
+        except BudgetExceeded as error:
+            # The run's own failure is the one to tell; the next attempt meets the spent budget.
+            self.attempt.log.warning("%s", error)
 
     def _push_start(self) -> str:
         """Push what the agent starts from; return the branch that is exactly that."""
-        branch = self.key.step.run_branch
-        downstream = self.operator.get_flat_relative_ids(upstream=False)
-        start = self.workspace.start
-        replaced = {self.key.step.step_id, *downstream}
-        if self.workspace.push(start, branch, replaces=replaced) == start:
+        attempt = self.attempt
+        step = attempt.key.step
+        branch = step.run_branch
+        downstream = attempt.operator.get_flat_relative_ids(upstream=False)
+        start = attempt.workspace.start
+        replaced = {step.step_id, *downstream}
+        if attempt.workspace.push(start, branch, replaces=replaced) == start:
             return branch
         # A step beside this one has pushed its work there, which is none of this step's.
-        own = f"{branch}.{self.key.step.step_id}"
-        self.workspace.push(start, own, replaces=replaced)
+        own = f"{branch}.{step.step_id}"
+        attempt.workspace.push(start, own, replaces=replaced)
         return own
 
     def _defer(self, run: HostedRun, poll: float) -> None:
-        timeout = self.limits.remaining
-        self.lease.release()
-        self.operator.defer(
+        attempt = self.attempt
+        timeout = attempt.limits.remaining
+        attempt.lease.release()
+        attempt.operator.defer(
             trigger=HostedRunTrigger(
-                agent=self.operator.agent,
+                agent=self.choice.agent,
                 conn_id=self.hook.conn_id,
                 agent_id=run.agent_id,
                 run_id=run.run_id,
                 timeout_at=time.time() + timeout,
-                stall=self.limits.stall,
+                stall=attempt.limits.stall,
                 poll=poll,
                 settle=_settle_seconds(),
             ),
             method_name="resume",
         )
 
-    def _take_over(self, run: HostedRun) -> Work:
-        if run.usage is not None:
-            self.spent_here += run.usage
+    def _take_over(self, run: HostedRun) -> AgentResult:
+        attempt = self.attempt
         if run.failure is not None:
+            self._add_cost(run.agent_id, run.run_id)
             raise run.failure
         if not run.ended:
             raise Interrupted(f"the vendor's run {run.run_id} is {run.status}, not ended")
         if run.branch:
-            self.workspace.adopt(self.workspace.fetch_branch(run.branch))
+            attempt.workspace.adopt(attempt.workspace.fetch_branch(run.branch))
         else:
-            self.log.info("The agent pushed no branch: it changed nothing")
-        result = AgentResult(
-            "completed", run.message, session=self.session, usage=run.usage or Usage()
-        )
-        return Work(result, self.spent_here)
+            attempt.log.info("The agent pushed no branch: it changed nothing")
+        usage = run.usage or Usage()
+        attempt.spend(usage)
+        return AgentResult("completed", run.message, session=attempt.session, usage=usage)
 
     def stop(self) -> None:
         """Cancel the vendor's run."""
-        kept = self.checkpoint
+        kept = self.attempt.checkpoint
         if kept and kept.hosted_agent and kept.hosted_run:
             self._hook().cancel(kept.hosted_agent, kept.hosted_run)
+
+    def on_lost(self, lost: Interrupted) -> None:
+        """Leave the vendor's run to the attempt that has the step now."""
 
     def _hook(self) -> HostedAgentHook:
         if not isinstance(self.hook, HostedAgentHook):

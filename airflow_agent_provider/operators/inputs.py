@@ -15,6 +15,7 @@ from airflow_agent_provider.agents.identity import AttemptKey, StepKey
 from airflow_agent_provider.agents.prompt_names import prompt_file, prompt_url
 from airflow_agent_provider.hooks.artifacts import ArtifactStore, SwapConflict
 from airflow_agent_provider.hooks.repository import repository_access
+from airflow_agent_provider.operators.judge import Rules
 from airflow_agent_provider.operators.steps import Steps
 from airflow_agent_provider.prompts.contract import StepContract
 from airflow_agent_provider.prompts.render import Prompt, Renderer
@@ -138,10 +139,33 @@ class StepInputs:
         prompt = self._renderer({**names, "context": values}, texts).prompt(name)
         if not operator.prompt_contract:
             return prompt
+        rules = self.rules()
         contract = StepContract(
-            self._step, Access(operator.access), operator.output_path, self.output_schema(), hosted
+            self._step,
+            rules.access,
+            rules.output_path,
+            rules.output_schema,
+            hosted,
+            changes=rules.changes,
+            allow=tuple(rules.allow),
+            deny=tuple(rules.deny),
+            verify=tuple(rules.verify),
         )
         return Prompt(f"{prompt.text}\n{contract.text()}", prompt.sources)
+
+    def rules(self) -> Rules:
+        """Return what the step asks of its result."""
+        operator = self._operator
+        access = Access(operator.access)
+        return Rules(
+            access=access,
+            changes=operator.changes or ("allowed" if access is Access.WRITE else "forbidden"),
+            allow=operator.allow_paths,
+            deny=operator.deny_paths,
+            output_path=operator.output_path,
+            output_schema=self.output_schema(),
+            verify=operator.verify,
+        )
 
     @property
     def _inline_name(self) -> str:

@@ -7,7 +7,7 @@ of a step: a changed prompt makes a retry start over.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,10 @@ class StepContract:
     :param output_path: the file that must be written, if any.
     :param output_schema: JSON schema of the output, if any.
     :param hosted: whether the agent works on a clone of its own, at its vendor.
+    :param changes: ``required``, ``allowed`` or ``forbidden``.
+    :param allow: patterns of the paths that may be changed; empty allows all.
+    :param deny: patterns of the paths that may not be.
+    :param verify: shell commands that will be run on the work, and must succeed.
     """
 
     step: StepKey
@@ -31,16 +35,21 @@ class StepContract:
     output_path: str | None = None
     output_schema: Mapping[str, Any] | None = None
     hosted: bool = False
+    changes: str = "allowed"
+    allow: Sequence[str] = ()
+    deny: Sequence[str] = ()
+    verify: Sequence[str] = ()
 
     def text(self) -> str:
         """Return the section, Markdown."""
+        rules = (self._work(), self._access(), self._paths(), self._output(), self._checks())
         lines = [
             "---",
             "## The contract of this step",
             "",
             f"Step: {self.step.step_id} of workflow {self.step.dag_id}, run {self.step.run_id}",
             "",
-            *[f"- {rule}" for rule in (self._work(), self._access(), self._output()) if rule],
+            *[f"- {rule}" for rule in rules if rule],
             "- Nobody can answer questions. Decide what is left open, and say what you decided.",
         ]
         if self.output_schema is not None:
@@ -59,7 +68,22 @@ class StepContract:
     def _access(self) -> str:
         if self.access is Access.READ_ONLY:
             return "Read only: change no file."
-        return ""
+        if self.changes == "forbidden":
+            return "Leave every file of the repository as it is."
+        return "Something must be changed." if self.changes == "required" else ""
+
+    def _paths(self) -> str:
+        rules = []
+        if self.allow:
+            rules.append(f"Change only what matches {_names(self.allow)}.")
+        if self.deny:
+            rules.append(f"Never change what matches {_names(self.deny)}.")
+        return " ".join(rules)
+
+    def _checks(self) -> str:
+        if not self.verify:
+            return ""
+        return f"When you are done these commands are run, and must succeed: {_names(self.verify)}."
 
     def _output(self) -> str:
         schema = self.output_schema is not None
@@ -74,3 +98,7 @@ class StepContract:
                 "Your final message is this step's output: JSON of the schema below, nothing else."
             )
         return "Your final message is this step's output."
+
+
+def _names(words: Sequence[str]) -> str:
+    return ", ".join(f"`{word}`" for word in words)

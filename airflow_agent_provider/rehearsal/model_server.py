@@ -1,4 +1,7 @@
-"""A scripted stand-in for OpenAI's Responses API on loopback, for the real Codex program."""
+"""A scripted stand-in for the vendors' model APIs on loopback, for the agents' real programs.
+
+One server, one script, one wire per vendor's API; the path of a request tells which.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +11,30 @@ import select
 import socket
 import struct
 import threading
-import uuid
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
-from airflow_agent_provider.rehearsal.conversation import (
-    Conversation,
-    answer_item,
-    read_conversation,
-)
+from airflow_agent_provider.rehearsal.conversation import Conversation, Move, next_move
 from airflow_agent_provider.rehearsal.script import Action, Fail, Script
+from airflow_agent_provider.rehearsal.wires.chat import ChatWire
+from airflow_agent_provider.rehearsal.wires.messages import MessagesWire
+from airflow_agent_provider.rehearsal.wires.responses import ResponsesWire
+from airflow_agent_provider.rehearsal.wires.wire import Answer, Stream, Whole, Wire
 
-#: Model that the stand-in names where a request names none.
-_MODEL = "rehearsal"
+_RESPONSES = ResponsesWire()
+_MESSAGES = MessagesWire()
+#: The wire of each path.
+_WIRES: dict[str, Wire] = {
+    "/v1/responses": _RESPONSES,
+    "/v1/chat/completions": ChatWire(),
+    "/v1/messages": _MESSAGES,
+    "/v1/messages/count_tokens": _MESSAGES,
+}
 #: How many requests the journal keeps.
 _JOURNAL_LENGTH = 1000
-#: Characters of a message that are streamed at once.
-_DELTA = 40
-#: Tokens that a request is said to have at most: near the model's limit, Codex would ask for a
-#: summary of the session, which no script tells.
-_MOST_TOKENS = 50_000
 #: Seconds between two looks at whether a client that is left without an answer is still there.
 _HANG_POLL = 0.5
 
@@ -46,7 +49,8 @@ class JournalEntry:
     :param step: id of the step, where the request tells it.
     :param workspace: folder of the step.
     :param position: index of the action that answered, in the step's list.
-    :param action: ``write``, ``run``, ``say`` or ``fail``.
+    :param action: ``write``, ``run``, ``say`` or ``fail``; ``aside`` for what an agent's program
+        asks beside the conversation, such as a title for it, which plays nothing of the script.
     :param body: the request's body, parsed.
     """
 
@@ -63,8 +67,10 @@ class JournalEntry:
 class ModelServer:
     """Plays a script to every agent that asks for ``url``. A context manager.
 
-    Any key is accepted but an empty one and those that start with ``invalid``, so that a
-    connection's test can be rehearsed too. ``GET /_rehearsal/requests`` returns the journal.
+    It answers ``/v1/responses`` (Codex), ``/v1/chat/completions`` (Copilot, OpenCode, Qwen Code),
+    ``/v1/messages`` (Claude Code) and ``/v1/models``, each in its vendor's words. Any key is
+    accepted but an empty one and those that start with ``invalid``, so that a connection's test can
+    be rehearsed too. ``GET /_rehearsal/requests`` returns the journal.
 
     :param script: what the model does, by step.
     :param host: address to listen at; a loopback address, since the server trusts its clients.
@@ -116,7 +122,7 @@ class ModelServer:
 
     @property
     def url(self) -> str:
-        """The server's address; with ``/v1`` after it, the host of a ``codex`` connection."""
+        """The server's address: an Anthropic base URL; with ``/v1`` after it, an OpenAI one."""
         return f"http://{self._host}:{self.port}"
 
     @property
@@ -181,130 +187,125 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/_rehearsal/requests":
-            self._send_json(200, [asdict(entry) for entry in self.server.journal_entries()])
-        elif self.path.split("?")[0] == "/v1/models":
+            entries = [asdict(entry) for entry in self.server.journal_entries()]
+            self._send(Whole(200, entries))
+        elif self._plain_path() == "/v1/models":
             self._models()
         else:
             self._refuse_path()
 
     def do_POST(self) -> None:
-        if self.path != "/v1/responses":
-            self._refuse_path()
-            return
         body = self._read_body()
-        if isinstance(body, dict) and self._authorized(body):
-            self._respond(body)
+        path = self._plain_path()
+        wire = _WIRES.get(path)
+        if wire is None:
+            self._refuse_path()
+        elif body is None:
+            message = "the request's body is no JSON object"
+            self._refuse(wire.refuse(400, message, "invalid_request_error"))
+        elif not wire.authorized(self.headers):
+            self._refuse(wire.refuse_key(), body)
+        elif path.endswith("/count_tokens"):
+            self._answer_aside(_MESSAGES.count(body), body)
+        elif (text := wire.aside(body)) is not None:
+            self._answer_aside(wire.answer(body, Move("msg_aside", text)), body)
+        else:
+            self._play(wire, body)
 
-    def _refuse_path(self) -> None:
-        self._send_error(404, f"the rehearsal has no {self.command} {self.path}", "not_found")
+    def _plain_path(self) -> str:
+        return self.path.partition("?")[0]
 
-    def _read_body(self) -> Any:
+    def _read_body(self) -> dict[str, Any] | None:
         raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         try:
             body = json.loads(raw)
         except ValueError:
-            body = None
-        if not isinstance(body, dict):
-            self._send_error(400, "the request's body is no JSON object", "invalid_request_error")
-        return body
+            return None
+        return body if isinstance(body, dict) else None
 
-    def _authorized(self, body: object = None) -> bool:
-        scheme, _, key = (self.headers.get("Authorization") or "").partition(" ")
-        if scheme == "Bearer" and key.strip() and not key.startswith("invalid"):
-            return True
-        self.server.record(JournalEntry(self.command, self.path, 401, body=body))
-        self._send_error(401, "Incorrect API key provided.", "invalid_api_key")
-        return False
+    def _wire_of_headers(self) -> Wire:
+        theirs = ("x-api-key", "anthropic-version")
+        return _MESSAGES if any(name in self.headers for name in theirs) else _RESPONSES
+
+    def _refuse_path(self) -> None:
+        message = f"the rehearsal has no {self.command} {self.path}"
+        self._refuse(self._wire_of_headers().refuse(404, message, "not_found"))
 
     def _models(self) -> None:
-        if self._authorized():
-            self.server.record(JournalEntry(self.command, self.path, 200))
-            model = {"id": _MODEL, "object": "model", "created": 0, "owned_by": "rehearsal"}
-            self._send_json(200, {"object": "list", "data": [model]})
+        wire = self._wire_of_headers()
+        if wire.authorized(self.headers):
+            self._note(200)
+            self._send(Whole(200, wire.models()))
+        else:
+            self._refuse(wire.refuse_key())
 
-    def _respond(self, body: dict[str, Any]) -> None:
+    def _refuse(self, answer: Whole, body: object = None) -> None:
+        self._note(answer.status, body)
+        self._send(answer)
+
+    def _answer_aside(self, answer: Answer, body: object) -> None:
+        self._note(answer.status, body, action="aside")
+        self._send(answer)
+
+    def _note(self, status: int, body: object = None, **told: Any) -> None:
+        """Write the request to the journal, before its answer: who has that finds it there."""
+        self.server.record(JournalEntry(self.command, self.path, status, body=body, **told))
+
+    def _play(self, wire: Wire, body: dict[str, Any]) -> None:
         script = self.server.script
-        conversation = read_conversation(body, script.actions)
+        conversation = wire.read(body, script.actions)
         if not conversation.step and "*" not in script.steps:
-            self._send_error(
-                400,
+            message = (
                 "the rehearsal cannot tell which step this request belongs to: neither is the "
                 "workspace a step's, nor does the prompt end in a step's contract; let the script "
-                "have a step '*'",
-                "invalid_request_error",
+                "have a step '*'"
             )
+            self._refuse(wire.refuse(400, message, "invalid_request_error"), body)
             return
         position, action = self.server.next_action(conversation)
-        fail = action.fail
-        self.server.record(
-            JournalEntry(
-                self.command,
-                self.path,
-                200 if fail is None else _status(fail),
-                conversation.step,
-                conversation.workspace,
-                position,
-                next(iter(action.model_fields_set)),
-                body,
-            )
+        answer = _answer(wire, body, conversation, position, action)
+        self._note(
+            0 if answer is None else answer.status,
+            body,
+            step=conversation.step,
+            workspace=conversation.workspace,
+            position=position,
+            action=next(iter(action.model_fields_set)),
         )
-        if fail is None:
-            item = answer_item(conversation, action, position)
-            self._stream(body, item)
+        if answer is not None:
+            self._send(answer)
+        elif action.fail is not None and action.fail.how == "hang":
+            self._hang()
         else:
-            self._fail(body, fail)
+            self._cut()
 
-    def _stream(self, body: Mapping[str, Any], item: dict[str, Any]) -> None:
-        response = self._open_stream(body)
-        self._event("response.output_item.added", output_index=0, item=_begun(item))
-        if item["type"] == "message":
-            text = item["content"][0]["text"]
-            for start in range(0, len(text), _DELTA):
-                self._event(
-                    "response.output_text.delta",
-                    item_id=item["id"],
-                    output_index=0,
-                    content_index=0,
-                    delta=text[start : start + _DELTA],
-                )
-        self._event("response.output_item.done", output_index=0, item=item)
-        done = {**response, "status": "completed", "output": [item], "usage": _usage(body, item)}
-        self._event("response.completed", response=done)
+    def _send(self, answer: Answer) -> None:
+        if isinstance(answer, Stream):
+            self._send_stream(answer)
+        else:
+            self._send_whole(answer)
 
-    def _open_stream(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    def _send_stream(self, stream: Stream) -> None:
         self.close_connection = True
-        self.send_response(200)
+        self.send_response(stream.status)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")
         self.end_headers()
-        model = body.get("model") or _MODEL
-        response = {"id": f"resp_{uuid.uuid4().hex}", "object": "response", "model": model}
-        self._event("response.created", response={**response, "status": "in_progress"})
-        return response
+        for event in stream.events:
+            self.wfile.write(event.encode())
+            self.wfile.flush()
 
-    def _event(self, name: str, **values: Any) -> None:
-        data = json.dumps({"type": name, **values})
-        self.wfile.write(f"event: {name}\ndata: {data}\n\n".encode())
-        self.wfile.flush()
-
-    def _fail(self, body: Mapping[str, Any], fail: Fail) -> None:
-        if fail.status is not None:
-            self._send_error(fail.status, fail.message, fail.code, fail.retry_after)
-        elif fail.how == "hang":
-            self._hang()
-        elif fail.how == "drop":
-            self._open_stream(body)
-        elif fail.how == "error":
-            response = self._open_stream(body)
-            error = {
-                "code": fail.code or "server_error",
-                "message": fail.message or "The rehearsal's script fails here.",
-            }
-            self._event(
-                "response.failed", response={**response, "status": "failed", "error": error}
-            )
-        else:
-            self._cut()
+    def _send_whole(self, answer: Whole) -> None:
+        content = json.dumps(answer.value).encode()
+        self.close_connection = True
+        self.send_response(answer.status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Connection", "close")
+        for name, text in answer.headers.items():
+            self.send_header(name, text)
+        self.end_headers()
+        self.wfile.write(content[: len(content) // 2] if answer.cut else content)
 
     def _hang(self) -> None:
         self.close_connection = True
@@ -319,54 +320,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
 
-    def _send_error(
-        self, status: int, message: str, code: str, retry_after: float | None = None
-    ) -> None:
-        words = message or f"The rehearsal's script answers {status} {_phrase(status)}."
-        error = {"message": words, "type": code or "rehearsal", "param": None, "code": code or None}
-        headers = {} if retry_after is None else {"Retry-After": f"{retry_after:g}"}
-        self._send_json(status, {"error": error}, headers)
 
-    def _send_json(self, status: int, value: Any, headers: Mapping[str, str] | None = None) -> None:
-        content = json.dumps(value).encode()
-        self.close_connection = True
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("Connection", "close")
-        for name, text in (headers or {}).items():
-            self.send_header(name, text)
-        self.end_headers()
-        self.wfile.write(content)
-
-
-def _status(fail: Fail) -> int:
-    if fail.status is not None:
-        return fail.status
-    return 0 if fail.how in ("hang", "refuse") else 200
-
-
-def _phrase(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return ""
-
-
-def _begun(item: Mapping[str, Any]) -> dict[str, Any]:
-    begun = {**item, "status": "in_progress"}
-    return {**begun, "content": []} if item["type"] == "message" else begun
-
-
-def _usage(body: Mapping[str, Any], item: Mapping[str, Any]) -> dict[str, Any]:
-    """Count about as a vendor does: four characters a token, all but the last item cached."""
-    read = [len(json.dumps(part)) // 4 for part in body.get("input") or []]
-    tokens, cached = min(sum(read), _MOST_TOKENS), min(sum(read[:-1]), _MOST_TOKENS)
-    written = min(len(json.dumps(item)) // 4, _MOST_TOKENS)
-    return {
-        "input_tokens": tokens,
-        "input_tokens_details": {"cached_tokens": cached},
-        "output_tokens": written,
-        "output_tokens_details": {"reasoning_tokens": written // 5},
-        "total_tokens": tokens + written,
-    }
+def _answer(
+    wire: Wire, body: Mapping[str, Any], conversation: Conversation, position: int, action: Action
+) -> Answer | None:
+    """Return the answer that plays ``action``; None where the script says to give none."""
+    fail = action.fail
+    if fail is None:
+        return wire.answer(body, next_move(conversation, action, position))
+    if fail.status is None and fail.how in ("hang", "refuse"):
+        return None
+    return wire.fail(body, fail)

@@ -48,8 +48,10 @@ class Fail(_Strict):
 
     :param status: HTTP status; None to fail in ``how``'s way.
     :param how: what happens instead of an answer: ``drop`` cuts the stream, ``hang`` never
-        answers, ``refuse`` closes the connection unread, ``error`` ends the run as failed.
-    :param code: the vendor's error code in the body, such as ``insufficient_quota``.
+        answers, ``refuse`` closes the connection unread, ``error`` ends the run as failed: in the
+        stream, or before it where the vendor never tells that code in a stream.
+    :param code: the vendor's error code in the body, such as ``insufficient_quota``. OpenAI's codes
+        do for Anthropic too: what that vendor says in their place, a spent quota as status 400.
     :param message: the vendor's words in the body.
     :param retry_after: seconds, sent as the Retry-After header.
     :param times: how many requests fail before the script goes on; None for all of them. An

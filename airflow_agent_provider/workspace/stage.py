@@ -27,6 +27,8 @@ _MOVING = re.compile(
 )
 _NO_COMMIT = re.compile(r"'(.*?)/?' does not have a commit checked out")
 _GITLINK = "160000"
+#: Characters that mean something in a line of ``info/exclude``.
+_EXCLUDE_SPECIAL = re.compile(rb"[\\\\*?\[# !]")
 #: Agent programs leave these behind when they are stopped in the middle of a command.
 _PROGRAM_FOLDERS = (".codex", ".aws", ".agents")
 
@@ -86,6 +88,29 @@ class Stage:
                 raise _nested_repository(min(nested))
             self._restore_links()
             return self._git.line("write-tree")
+
+    def restore(self, tree: str) -> None:
+        """Make the working tree that of a tree object; files that git ignores stay."""
+        with self._lock:
+            self._unlock()
+            self._git.run("read-tree", "--reset", "-u", tree)
+            self._git.run("clean", "-ffdq")
+
+    def exclude_new(self) -> bytes:
+        """Let git ignore the files that it does not know; return the patterns that do so."""
+        with self._lock:
+            new = self._git.names("ls-files", "-z", "--others", "--exclude-standard", "--directory")
+            # A name that ends in a line break cannot be said there.
+            patterns = b"".join(
+                b"/" + _EXCLUDE_SPECIAL.sub(rb"\\\g<0>", os.fsencode(name)) + b"\n"
+                for name in new
+                if "\n" not in name
+            )
+            info = self._git.git_dir / "info"
+            info.mkdir(exist_ok=True)
+            with (info / "exclude").open("ab") as file:
+                file.write(patterns)
+            return patterns
 
     def remove_program_folders(self) -> None:
         """Remove the empty folders that agent programs leave at the top of the tree."""

@@ -82,6 +82,9 @@ class Workspace:
     #: The last checkpoint's commit, or what the tree was filled with, and its tree object.
     _tip: str
     _tip_tree: str
+    #: The tree object of the last step's commit.
+    _judged_tree: str
+    _mirror_objects: Path
 
     def __init__(
         self, folder: Path, attempt: AttemptKey, repository: Repository, base: str
@@ -123,6 +126,7 @@ class Workspace:
             if not repository.url:
                 empty_root(mirror.git)
             workspace = cls(folder, attempt, repository, mirror.ensure(base))
+            workspace._mirror_objects = mirror.objects
             workspace._make_folders(mirror.objects)
             workspace._receive(upstreams, checkpoint)
             workspace._fill(checkpoint.commit if checkpoint else workspace.start)
@@ -157,10 +161,35 @@ class Workspace:
         """
         with _local_failures():
             self._stage.remove_program_folders()
-            tree = self._stage.snapshot(settled=True)
+            self._judged_tree = tree = self._stage.snapshot(settled=True)
             commit = commit_tree(self._git, tree, (self.start,), _message(subject, trailers))
             self._git.run("update-ref", self._branch_ref, commit)
         return commit
+
+    @property
+    def object_folders(self) -> list[Path]:
+        """The folders from which the repository that the agent sees borrows its objects."""
+        return [self._git.git_dir / "objects", self._mirror_objects]
+
+    def settle_setup(self) -> None:
+        """Take what is new in the tree now for no part of the step's work.
+
+        New files, such as installed packages, stay and are never committed; what has changed of
+        the repository's own files is as it was.
+        """
+        with _local_failures():
+            left = self._stage.exclude_new()
+            self._stage.restore(self._tip_tree)
+        if left:
+            info = self.path / ".git" / "info"
+            info.mkdir(exist_ok=True)
+            with (info / "exclude").open("ab") as file:
+                file.write(left)
+
+    def restore(self) -> None:
+        """Make the tree what it was at the last :meth:`commit_step`; ignored files stay."""
+        with _local_failures():
+            self._stage.restore(self._judged_tree)
 
     def bundle(self, commit: str, to: Path) -> bool:
         """Write the commits from the run's base to ``commit`` as a git bundle.

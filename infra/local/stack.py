@@ -231,6 +231,7 @@ class Stack:
             "usage_data_collection.enabled": "False",
             "agents.artifacts": self.artifacts,
             "agents.workspaces": str(self.workspaces),
+            "agents.programs": str(ROOT / ".programs"),
             "agents.mirror_table": TABLE if self.stores else "",
             "agents.push": "always",
             **self._settings,

@@ -136,6 +136,8 @@ class LocalRig(Rig):
     """An agent whose program runs here."""
 
     options: ClassVar[dict[str, Any]] = {}
+    #: What stands in the command line of the agent's program, and in no other's.
+    program: ClassVar[str]
 
     @property
     def home(self) -> Path:
@@ -229,6 +231,7 @@ class CodexRig(LocalRig):
     agent = "codex"
     # Codex repeats failed requests by itself, which would only make the suite slow.
     options: ClassVar[dict[str, Any]] = {"retries": 0, "patience": 3}
+    program = "app-server"
 
     def stand_in(self, script: Script) -> StandIn:
         """Return the scripted model."""
@@ -251,6 +254,27 @@ class CodexScriptRig(CodexRig):
         return {}
 
 
+class CopilotRig(LocalRig):
+    """The real Copilot runtime, against the scripted model."""
+
+    agent = "copilot"
+    # Copilot repeats failed requests by itself, which would only make the suite slow.
+    options: ClassVar[dict[str, Any]] = {"patience": 3}
+    program = "--headless"
+
+    def stand_in(self, script: Script) -> StandIn:
+        """Return the scripted model."""
+        return ModelServer(script)
+
+    def connect(self, url: str, key: str = "sk-conformance-4711") -> None:
+        """Set the connection; a provider of one's own is named by its API's base URL."""
+        super().connect(f"{url}/v1", key)
+
+    def extra(self) -> dict[str, Any]:
+        """Return the connection's extras."""
+        return {"model": "gpt-5.5"}
+
+
 class CursorRig(HostedRig):
     """The Cursor hook, against the stand-in of Cursor's cloud."""
 
@@ -264,6 +288,7 @@ class CursorRig(HostedRig):
 RIGS: dict[str, type[Rig]] = {
     "codex": CodexRig,
     "codex-default-model": CodexScriptRig,
+    "copilot": CopilotRig,
     "cursor": CursorRig,
 }
 

@@ -35,6 +35,8 @@ from tests.conformance.rigs import PROMPT, RIGS, Attempt, HostedRig, LocalRig, R
 pytestmark = pytest.mark.integration
 
 LOCAL = [name for name, rig in RIGS.items() if issubclass(rig, LocalRig)]
+#: One rig of each local agent, for what does not depend on the model.
+EACH = list({RIGS[name].agent: name for name in reversed(LOCAL)}.values())
 WRITES = {"write": {"path": "docs/deep/plan.md", "content": "# Plan\n\n- one\n"}}
 HANGS = {"fail": {"how": "hang", "times": None}}
 
@@ -60,7 +62,7 @@ def local(
 
 @pytest.fixture
 def one_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., LocalRig]]:
-    """Make a rig by name, for what does not depend on the model."""
+    """Make a rig by name, one of :data:`EACH`."""
     with contextlib.ExitStack() as stack:
 
         def make(name: str) -> LocalRig:
@@ -229,8 +231,8 @@ def test_killed_in_mid_command_it_resumes_in_another_process_and_folder(local: L
     git(local.workspace, "add", "--all")
     shutil.copytree(local.workspace / "docs", moved.workspace / "docs")
     (moved.workspace / "running").touch()
-    for file in local.home.rglob(f"*{session.id}*"):
-        if file.is_file():
+    for file in local.home.rglob("*"):
+        if file.is_file() and session.id in file.as_posix():
             copy = moved.home / file.relative_to(local.home)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, copy)
@@ -343,13 +345,14 @@ FAILURES: list[tuple[str, dict[str, Any], type[f.AgentFailure]]] = [
 ]
 
 
+@pytest.mark.parametrize("name", EACH)
 @pytest.mark.parametrize(
     ("fail", "expected"), [case[1:] for case in FAILURES], ids=[case[0] for case in FAILURES]
 )
 def test_each_failure_is_one_class(
-    one_local: Callable[[str], LocalRig], fail: dict[str, Any], expected: type
+    one_local: Callable[[str], LocalRig], name: str, fail: dict[str, Any], expected: type
 ) -> None:
-    rig = one_local("codex")
+    rig = one_local(name)
     rig.rehearse(WRITES, {"fail": {**fail, "times": None}})
     attempt = rig.attempt()
     assert type(attempt.failure) is expected, attempt.failure
@@ -401,7 +404,7 @@ def test_a_program_that_dies_is_an_interruption(local: LocalRig) -> None:
     def kill() -> None:
         eventually((local.workspace / "running").exists)
         for line in processes_that_name(str(local.folder)):
-            if "app-server" in line:
+            if local.program in line:
                 os.kill(int(line.partition(":")[0]), signal.SIGKILL)
 
     killer = threading.Thread(target=kill)

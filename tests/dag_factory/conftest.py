@@ -9,10 +9,28 @@ from pathlib import Path
 
 import pytest
 
+from airflow_agent_provider.agents.contract import AgentCapabilities
+from airflow_agent_provider.agents.registry import AGENTS, AgentSpec
+
 # Airflow reads its settings when it is first imported, which is when tests are collected.
 if "airflow" not in sys.modules:
     os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="airflow-home-"))
     os.environ.setdefault("AIRFLOW__CORE__LOAD_EXAMPLES", "False")
+
+
+@pytest.fixture
+def mute(monkeypatch: pytest.MonkeyPatch) -> AgentSpec:
+    """Add an agent to the registry that works, and can do nothing else."""
+    spec = AgentSpec(
+        name="mute",
+        title="Mute",
+        hook="",
+        operator="",
+        connection="mute_default",
+        capabilities=AgentCapabilities(),
+    )
+    monkeypatch.setitem(AGENTS, spec.name, spec)
+    return spec
 
 
 @pytest.fixture

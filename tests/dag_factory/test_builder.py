@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from airflow.sdk import DAG
 from airflow.sdk.definitions.param import process_params
 from airflow.serialization.serialized_objects import DagSerialization
 
+from airflow_agent_provider.agents.registry import AGENTS, AgentSpec
+from airflow_agent_provider.operators.agent import AgentOperator
 from airflow_agent_provider.operators.codex import CodexAgentOperator
 from airflow_agent_provider.operators.cursor import CursorAgentOperator
 from dag_factory.builder import build
@@ -85,6 +88,10 @@ def test_the_seed_is_what_the_design_says_and_becomes_its_dag() -> None:
         assert task.stall == timedelta(minutes=10)
         assert task.access == "write"
         assert task.prompt_contract is True
+        assert (task.fallbacks, task.verify, task.repair, task.retry_on) == ((), (), 2, None)
+        assert (task.changes, task.allow_paths, task.deny_paths) == (None, (), ())
+        assert (task.budget_usd, task.budget_tokens, task.network) == (None, None, "model")
+        assert (task.setup_commands, task.setup_files) == ((), ())
     assert dag.get_task("plan").output_path == "docs/plan.md"
     assert stored(dag).task_dict.keys() == kinds.keys()
 
@@ -97,6 +104,8 @@ name: w
 description: Does it
 tags: [docs]
 repository: {url: https://example.com/r.git, ref: main, connection: git_mine}
+setup: {run: [uv sync, make], files: [uv.lock]}
+budget: {usd: 5, tokens: 2000000}
 steps:
   - id: a
     agent: {name: codex, model: gpt, connection: codex_mine, options: {effort: high}}
@@ -104,9 +113,14 @@ steps:
     context: {issue: "{{ params.issue }}"}
     access: read_only
     output: {path: out.json, schema: schemas/plan.json}
-    retry: {count: 3, delay: 1m, backoff: constant}
+    changes: forbidden
+    paths: {allow: ["src/**", "docs/*"], deny: [".github/**"]}
+    verify: [pytest -q, ruff check .]
+    repair: 3
+    retry: {count: 3, delay: 1m, backoff: constant, on: [Unavailable, Stalled]}
     timeout: 45m
     stall: 1m30s
+    network: open
     prompt_contract: false
 """,
     )
@@ -122,11 +136,91 @@ steps:
     assert task.access == "read_only"
     assert task.output_path == "out.json"
     assert task.output_schema == "schemas/plan.json"
+    assert task.changes == "forbidden"
+    assert task.allow_paths == ("src/**", "docs/*")
+    assert task.deny_paths == (".github/**",)
+    assert task.verify == ("pytest -q", "ruff check .")
+    assert task.repair == 3
+    assert task.retry_on == ("Unavailable", "Stalled")
+    assert task.network == "open"
+    assert (task.budget_usd, task.budget_tokens) == (5, 2_000_000)
+    assert (task.setup_commands, task.setup_files) == (("uv sync", "make"), ("uv.lock",))
     assert task.repository_conn_id == "git_mine"
     assert task.retries == 3
     assert task.timeout == timedelta(minutes=45)
     assert task.stall == timedelta(seconds=90)
     assert task.prompt_contract is False
+
+
+def test_the_first_of_several_agents_does_the_step_and_the_others_take_over(folder: Path) -> None:
+    dag = dag_of(
+        folder,
+        """\
+name: w
+defaults: {agent: [cursor, codex]}
+steps:
+  - {id: a, prompt: go}
+  - id: b
+    prompt: go
+    agent:
+      - {name: codex, model: one}
+      - cursor
+      - {name: codex, connection: mine, model: two, options: {effort: high}}
+""",
+    )
+    a, b = dag.get_task("a"), dag.get_task("b")
+    assert isinstance(a, CursorAgentOperator)
+    nothing = {"model": None, "agent_conn_id": None, "options": {}}
+    assert a.fallbacks == ({"agent": "codex", **nothing},)
+    assert isinstance(b, CodexAgentOperator)
+    assert (b.agent, b.model, b.agent_conn_id) == ("codex", "one", None)
+    assert b.fallbacks == (
+        {"agent": "cursor", **nothing},
+        {"agent": "codex", "model": "two", "agent_conn_id": "mine", "options": {"effort": "high"}},
+    )
+
+
+def test_one_model_for_several_connections_of_an_agent(folder: Path) -> None:
+    agents = "[codex, {name: codex, connection: mine}]"
+    step = f"{{id: a, prompt: go, agent: {agents}, model: one}}"
+    a = dag_of(folder, f"name: w\nsteps: [{step}]\n").get_task("a")
+    assert (a.model, a.fallbacks[0]["model"]) == ("one", "one")
+
+
+@pytest.mark.parametrize(
+    ("one", "several"),
+    [
+        ("agent: codex", "agent: [codex]"),
+        ("agent: {name: codex, model: x}", "agent: [{name: codex, model: x}]"),
+        ("agent: codex, verify: make", "agent: codex, verify: [make]"),
+        ("agent: codex, paths: {deny: a}", "agent: codex, paths: {deny: [a]}"),
+        ("agent: codex, retry: {on: Stalled}", "agent: codex, retry: {on: [Stalled]}"),
+    ],
+)
+def test_one_value_is_a_list_of_one(folder: Path, one: str, several: str) -> None:
+    digests = [
+        dag_of(folder, f"name: w\nsteps: [{{id: a, prompt: go, {keys}}}]\n")
+        .get_task("a")
+        .definition_sha256
+        for keys in (one, several)
+    ]
+    assert digests[0] == digests[1]
+
+
+class MuteOperator(AgentOperator):
+    """The operator of an agent that the factory never heard of."""
+
+    default_agent = "mute"
+
+
+def test_an_agent_of_a_new_row_of_the_registry_just_works(
+    folder: Path, mute: AgentSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(AGENTS, "mute", replace(mute, operator=f"{__name__}.MuteOperator"))
+    step = "{id: a, prompt: go, agent: {name: mute, options: {command: [my-agent, acp]}}}"
+    a = dag_of(folder, f"name: w\nsteps: [{step}]\n").get_task("a")
+    assert isinstance(a, MuteOperator)
+    assert a.options == {"command": ["my-agent", "acp"]}
 
 
 def retries_of(folder: Path, retry: str, default: str = "") -> dict[str, Any]:
@@ -170,6 +264,25 @@ def test_retries_survive_storage(folder: Path) -> None:
     assert stored(dag_of(folder, text)).get_task("a").retry_delay == timedelta()
 
 
+@pytest.mark.parametrize(
+    ("retry", "default", "expected"),
+    [
+        ("{on: [Stalled]}", "", ("Stalled",)),
+        ("", "{on: [Stalled]}", ("Stalled",)),
+        ("5", "{on: [Stalled]}", ("Stalled",)),
+        ("{on: [TimedOut]}", "{on: [Stalled]}", ("TimedOut",)),
+        ("{backoff: none}", "", None),
+    ],
+)
+def test_what_is_tried_again(
+    folder: Path, retry: str, default: str, expected: tuple[str, ...] | None
+) -> None:
+    defaults = f"defaults: {{retry: {default}}}\n" if default else ""
+    step = f"{{id: a, agent: codex, prompt: go{', retry: ' + retry if retry else ''}}}"
+    task = dag_of(folder, f"name: w\n{defaults}steps: [{step}]\n").get_task("a")
+    assert task.retry_on == expected
+
+
 def test_a_step_says_more_than_the_defaults(folder: Path) -> None:
     dag = dag_of(
         folder,
@@ -181,9 +294,18 @@ defaults:
   stall: 1m
   access: read_only
   prompt_contract: false
+  network: open
+  repair: 5
 steps:
   - {id: a, prompt: go}
-  - {id: b, prompt: go, agent: cursor, timeout: 6m, access: write, prompt_contract: true}
+  - id: b
+    prompt: go
+    agent: cursor
+    timeout: 6m
+    access: write
+    prompt_contract: true
+    network: model
+    repair: 0
   - {id: c, prompt: go, model: two}
 """,
     )
@@ -192,6 +314,7 @@ steps:
     assert (b.agent, b.model, b.access, b.prompt_contract) == ("cursor", None, "write", True)
     assert (a.timeout, b.timeout, b.stall) == tuple(timedelta(minutes=n) for n in (5, 6, 1))
     assert c.model == "two"
+    assert [(task.network, task.repair) for task in (a, b)] == [("open", 5), ("model", 0)]
 
 
 def test_every_workflow_takes_repository_and_ref(folder: Path) -> None:
@@ -314,6 +437,39 @@ def test_a_change_of_a_step_or_its_files_makes_a_new_version_of_it_alone(
     assert before.get_task("b").definition_sha256 == after.get_task("b").definition_sha256
     assert before.doc_md != after.doc_md
     assert stored(before).get_task("a").definition_sha256 == before.get_task("a").definition_sha256
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "agent: [codex, cursor]",
+        "verify: make",
+        "repair: 1",
+        "changes: required",
+        "paths: {allow: a}",
+        "paths: {deny: a}",
+        "network: open",
+        "retry: {on: Stalled}",
+    ],
+)
+def test_each_key_of_a_step_defines_it(folder: Path, key: str) -> None:
+    def digest(keys: str) -> str:
+        step = f"{{id: a, prompt: go, {keys}}}"
+        dag = dag_of(folder, f"name: w\ndefaults: {{agent: codex}}\nsteps: [{step}]\n")
+        return stored(dag).get_task("a").definition_sha256
+
+    assert digest(key) != digest("agent: codex")
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["budget: {usd: 1}", "budget: {tokens: 1}", "setup: {run: a}", "setup: {run: a, files: b}"],
+)
+def test_budget_and_set_up_define_every_step(folder: Path, key: str) -> None:
+    before = "setup: {run: a}" if "files" in key else "description: x"
+    one, other = (dag_of(folder, f"{TWO_STEPS}{line}\n") for line in (before, key))
+    for step in "ab":
+        assert one.get_task(step).definition_sha256 != other.get_task(step).definition_sha256
 
 
 def test_the_same_definition_makes_the_same_dag(folder: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from airflow_agent_provider.agents.registry import AGENTS, AgentSpec
 from dag_factory.errors import InvalidWorkflow, Problem, nearest, one_line, printable, show
 from dag_factory.reader import read_definition
 
@@ -16,7 +18,8 @@ class Case(NamedTuple):
 
     :param name: what is broken.
     :param text: the file; it is called ``w.yaml``, or ``w.json`` where it starts with a brace.
-    :param lines: what is said, after the file's name.
+    :param lines: what is said, after the file's name; what stands in braces there is filled in by
+        :func:`said`.
     """
 
     name: str
@@ -142,7 +145,7 @@ FILE = [
         "name: w\nsteps:\n  - &a {id: a, agent: codex, prompt: go}\n  - {<<: *a, id: b}\n",
         [
             "4:5: step 'b' has no 'prompt'; add it",
-            "4:5: step 'b' has no agent; name one here or under 'defaults': codex, cursor",
+            "4:5: step 'b' has no agent; name one here or under 'defaults': {agents}",
             "4:6: merge keys are not supported; use 'defaults', or write the keys out",
         ],
     ),
@@ -253,12 +256,15 @@ KEYS = [
     Case(
         "a key that is near to none",
         steps("agent: codex", "prompt: go", "retry: {zzz: 1}"),
-        ["7:13: unknown key 'zzz'; allowed: backoff, count, delay, max_delay"],
+        ["7:13: unknown key 'zzz'; allowed: backoff, count, delay, max_delay, on"],
     ),
     Case(
         "keys of a later release",
-        "name: w\nbudget: {usd: 5}\n" + GOOD_STEP,
-        ["2:1: 'budget' is not supported yet; remove it"],
+        "name: w\ndeadline: 4h\n" + steps("agent: codex", "prompt: go", "pool: slow")[8:],
+        [
+            "2:1: 'deadline' is not supported yet; remove it",
+            "8:5: 'pool' is not supported yet; remove it",
+        ],
     ),
     Case(
         "a kind of step of a later release",
@@ -266,9 +272,35 @@ KEYS = [
         ["5:5: 'run' is not supported yet; remove it"],
     ),
     Case(
-        "a list of agents",
-        steps("agent: [codex, cursor]", "prompt: go"),
-        ["5:12: a list of agents is not supported yet; name one agent"],
+        "keys in the wrong place",
+        "name: w\ntimeout: 5m\nverify: pytest\ndefaults: {agent: codex, paths: {allow: a}}\n"
+        + steps("prompt: go", "budget: {usd: 5}")[8:],
+        [
+            "2:1: 'timeout' cannot stand here; "
+            "it is for steps, so put it under 'defaults' or into a step",
+            "3:1: 'verify' cannot stand here; it is for one step, so move it there",
+            "4:26: 'paths' cannot stand here; it is for one step, so move it there",
+            "9:5: 'budget' cannot stand here; "
+            "it is for the whole workflow, so move it to the file's top level",
+        ],
+    ),
+    Case(
+        "unknown keys within keys",
+        "name: w\nbudget: {usd: 5, euro: 4}\nsetup: {run: make, file: Makefile}\n"
+        + steps(
+            "agent: [{name: codex, modle: x}]", "prompt: go", "paths: {allow: '**', forbid: '*'}"
+        )[8:],
+        [
+            "2:18: unknown key 'euro'; allowed: tokens, usd",
+            "3:20: unknown key 'file'; did you mean 'files'?",
+            "7:27: unknown key 'modle'; did you mean 'model'?",
+            "9:26: unknown key 'forbid'; allowed: allow, deny",
+        ],
+    ),
+    Case(
+        "an unknown key of a single agent",
+        steps("agent: {name: codex, modle: x}", "prompt: go"),
+        ["5:26: unknown key 'modle'; did you mean 'model'?"],
     ),
     Case(
         "missing keys",
@@ -298,6 +330,26 @@ KEYS = [
         "an empty value",
         steps("agent: codex", "prompt:"),
         ["6:12: 'prompt' is empty; give it a value, or remove it"],
+    ),
+    Case(
+        "agents without a name",
+        "name: w\ndefaults: {agent: [codex, '']}\n"
+        "steps:\n  - {id: a, agent: [], prompt: go}\n  - {id: b, agent: {model: x}, prompt: go}\n",
+        [
+            "2:27: 'name' is empty; give it a value, or remove it",
+            "4:20: 'agent' is empty; give it a value, or remove it",
+            "5:20: the agent has no 'name'; add it",
+        ],
+    ),
+    Case(
+        "agents of the wrong type",
+        "name: w\ndefaults: {agent: 5}\n" + steps("agent: [codex, 5]", "prompt: go")[8:],
+        [
+            "2:19: 'agent' is 5, not a list; "
+            "a name, a mapping of name, model, connection and options, or a list of these",
+            "6:20: item 2 of 'agent' is 5, not a mapping; "
+            "a name, or a mapping of name, model, connection and options",
+        ],
     ),
     Case(
         "a long tag",
@@ -359,7 +411,131 @@ VALUES = [
         steps("agent: codex", "prompt: go", "retry: twice"),
         [
             "7:12: 'retry' is 'twice', not a mapping; "
-            "a number, or a mapping of count, delay, backoff and max_delay"
+            "a number, or a mapping of count, delay, backoff, max_delay and on"
+        ],
+    ),
+    Case(
+        "failure classes to retry on",
+        "name: w\ndefaults: {agent: codex, retry: {on: RateLimit}}\nsteps:\n"
+        "  - {id: a, prompt: go, retry: {on: [Unavailable, AuthenticationFailed]}}\n"
+        "  - {id: b, prompt: go, retry: {on: [PolicyViolated]}}\n"
+        "  - {id: c, prompt: go, retry: {on: xyz}}\n"
+        "  - {id: d, prompt: go, retry: {on: []}}\n"
+        "  - {id: e, prompt: go, retry: {on: 503}}\n",
+        [
+            "2:38: unknown failure class 'RateLimit'; did you mean 'RateLimited'?",
+            "4:51: 'AuthenticationFailed' is never retried, since no retry can help; remove it",
+            "5:38: 'PolicyViolation' is never retried, since no retry can help; remove it",
+            "6:37: unknown failure class 'xyz'; allowed: AgentFailed, ContextExhausted, "
+            "Interrupted, OutputInvalid, RateLimited, Stalled, TimedOut, Unavailable, "
+            "VerificationFailed",
+            "7:37: 'on' is empty; give it a value, or remove it",
+            "8:37: 'on' is 503, not a list; "
+            "the name of a failure class such as Unavailable, or a list of names",
+        ],
+    ),
+    Case(
+        "an unknown change policy and network",
+        steps("agent: codex", "prompt: go", "changes: require", "network: closed"),
+        [
+            "7:14: 'changes' cannot be 'require'; did you mean 'required'?",
+            "8:14: 'network' cannot be 'closed'; allowed: model, open",
+        ],
+    ),
+    Case(
+        "repairs out of range",
+        "name: w\ndefaults: {repair: -1}\n"
+        + steps("agent: codex", "prompt: go", "repair: 11")[8:]
+        + "  - {id: c, agent: codex, prompt: go, repair: often}\n",
+        [
+            "2:20: 'repair' is -1; a whole number from 0 to 10",
+            "8:13: 'repair' is 11; a whole number from 0 to 10",
+            "9:47: 'repair' is 'often', not a whole number; such as 3",
+        ],
+    ),
+    Case(
+        "commands that say nothing",
+        "name: w\nsetup: {run: ['uv sync', '']}\nsteps:\n"
+        "  - {id: a, agent: codex, prompt: go, verify: ' '}\n"
+        "  - {id: b, agent: codex, prompt: go, verify: [pytest -q, {run: make}]}\n"
+        "  - {id: c, agent: codex, prompt: go, verify: true}\n",
+        [
+            "2:26: item 2 of 'run' is empty; give it a value, or remove it",
+            "4:47: a blank command proves nothing; write one such as pytest -q",
+            "5:59: item 2 of 'verify' is a mapping, not text; write it as one text",
+            "6:47: 'verify' is true, not a list; "
+            "a shell command such as pytest -q, or a list of commands",
+        ],
+    ),
+    Case(
+        "patterns that name nothing of the workspace",
+        "name: w\nsteps:\n"
+        "  - {id: a, agent: codex, prompt: go, paths: {allow: ['src/**', /etc/*], deny: ../*}}\n"
+        "  - {id: b, agent: codex, prompt: go, paths: {allow: docs/, deny: ['*.{a,b}']}}\n"
+        "  - {id: c, agent: codex, prompt: go, paths: {allow: 'a/**.py', deny: ['!a', './a']}}\n"
+        "  - {id: d, agent: codex, prompt: go, paths: {}}\n"
+        "  - {id: e, agent: codex, prompt: go, paths: {deny: []}}\n"
+        "  - {id: f, agent: codex, prompt: go, paths: 'src/**'}\n"
+        "  - {id: g, agent: codex, prompt: go, paths: {allow: 5}}\n",
+        [
+            "3:65: '/etc/*' leads out of the workspace; a pattern below it, without '..'",
+            "3:80: '../*' leads out of the workspace; a pattern below it, without '..'",
+            "4:54: 'docs/' names no file; write 'docs/**' for all that is in a folder",
+            "4:68: '*.{a,b}' holds '{'; only *, ? and ** are special, so write ? in its place",
+            "5:54: 'a/**.py' has '**' beside other characters; "
+            "'**' is a whole name, as in src/**/*.py",
+            "5:72: '!a' starts with '!'; write the pattern alone, under 'allow' or 'deny'",
+            "5:78: './a' is no path of the workspace; write a pattern such as src/**",
+            "6:46: 'paths' is empty; give 'allow', 'deny' or both",
+            "7:53: 'deny' is empty; give it a value, or remove it",
+            "8:46: 'paths' is 'src/**', not a mapping; a mapping of allow and deny",
+            "9:54: 'allow' is 5, not a list; a pattern such as src/**, or a list of patterns",
+        ],
+    ),
+    Case(
+        "budgets out of range",
+        "name: w\nbudget: {usd: 0, tokens: -5}\n" + GOOD_STEP,
+        [
+            "2:15: 'usd' is 0; a number above 0",
+            "2:26: 'tokens' is -5; a whole number above 0",
+        ],
+    ),
+    Case(
+        "budgets that are no numbers",
+        "name: w\nbudget: {usd: $5, tokens: 2_000_000}\n" + GOOD_STEP,
+        [
+            "2:15: 'usd' is '$5', not a number; such as 5 or 0.5",
+            "2:27: 'tokens' is '2_000_000', not a whole number; such as 2000000",
+        ],
+    ),
+    Case(
+        "a budget without its unit",
+        "name: w\nbudget: 5\n" + GOOD_STEP,
+        ["2:9: 'budget' is 5, not a mapping; a mapping of usd and tokens"],
+    ),
+    Case(
+        "an empty budget",
+        "name: w\nbudget: {}\n" + GOOD_STEP,
+        ["2:9: 'budget' is empty; give 'usd', 'tokens' or both"],
+    ),
+    Case(
+        "a set-up that is a command",
+        "name: w\nsetup: uv sync\n" + GOOD_STEP,
+        ["2:8: 'setup' is 'uv sync', not a mapping; a mapping of run and files"],
+    ),
+    Case(
+        "a set-up without a command",
+        "name: w\nsetup: {files: uv.lock}\n" + GOOD_STEP,
+        ["2:8: the setup has no 'run'; add it"],
+    ),
+    Case(
+        "a set-up with other files",
+        "name: w\nsetup: {run: [], files: [/etc/passwd, '*.lock', 5]}\n" + GOOD_STEP,
+        [
+            "2:14: 'run' is empty; give it a value, or remove it",
+            "2:26: '/etc/passwd' leads out of the workspace; a path below it, without '..'",
+            "2:39: '*.lock' is a pattern; name each file",
+            "2:49: item 3 of 'files' is 5, not text; put it in quotes",
         ],
     ),
     Case(
@@ -392,6 +568,11 @@ VALUES = [
     Case(
         "two models",
         steps("agent: {name: codex, model: x}", "model: y", "prompt: go"),
+        ["4:5: the model is given twice; keep 'model' here or under 'agent'"],
+    ),
+    Case(
+        "two models in a list of agents",
+        steps("agent: [codex, {name: cursor, model: x}]", "model: y", "prompt: go"),
         ["4:5: the model is given twice; keep 'model' here or under 'agent'"],
     ),
 ]
@@ -502,7 +683,7 @@ GRAPH = [
     Case(
         "no agent",
         "name: w\nsteps: [{id: a, prompt: go}]\n",
-        ["2:9: step 'a' has no agent; name one here or under 'defaults': codex, cursor"],
+        ["2:9: step 'a' has no agent; name one here or under 'defaults': {agents}"],
     ),
     Case(
         "unknown agents",
@@ -510,28 +691,108 @@ GRAPH = [
         "  - {id: a, prompt: go}\n  - {id: b, agent: gpt, prompt: go}\n",
         [
             "2:26: unknown agent 'codx'; did you mean 'codex'?",
-            "5:20: unknown agent 'gpt'; allowed: codex, cursor",
+            "5:20: unknown agent 'gpt'; allowed: {agents}",
+        ],
+    ),
+    Case(
+        "unknown agents in a list",
+        "name: w\ndefaults: {agent: [codex, gpt]}\nsteps:\n"
+        "  - {id: a, prompt: go}\n  - {id: b, agent: [{name: cursr}, codx], prompt: go}\n",
+        [
+            "2:27: unknown agent 'gpt'; allowed: {agents}",
+            "5:28: unknown agent 'cursr'; did you mean 'cursor'?",
+            "5:36: unknown agent 'codx'; did you mean 'codex'?",
+        ],
+    ),
+    Case(
+        "an agent named twice",
+        "name: w\ndefaults: {agent: [codex, codex]}\nsteps:\n"
+        "  - {id: a, agent: [codex, {name: codex, connection: codex_default}], prompt: go}\n"
+        "  - {id: b, agent: [codex, {name: codex, connection: mine}, codex], prompt: go}\n",
+        [
+            "2:27: 'codex' is named twice, with the same connection; remove one",
+            "4:28: 'codex' is named twice, with the same connection; remove one",
+            "5:61: 'codex' is named twice, with the same connection; remove one",
+        ],
+    ),
+    Case(
+        "one model for different agents",
+        "name: w\ndefaults: {agent: [codex, cursor], model: x}\nsteps:\n"
+        "  - {id: a, prompt: go}\n"
+        "  - {id: b, agent: [cursor, codex], prompt: go}\n"
+        "  - {id: c, agent: [cursor, codex], model: x, prompt: go}\n",
+        [
+            "2:43: one 'model' for different agents; give it to those of the list that know it",
+            "5:20: one 'model' for different agents; give it to those of the list that know it",
+            "6:44: one 'model' for different agents; give it to those of the list that know it",
         ],
     ),
     Case(
         "an agent that cannot work read-only",
         "name: w\ndefaults: {access: read_only}\nsteps:\n"
-        "  - {id: a, agent: cursor, prompt: go}\n"
-        "  - {id: b, agent: cursor, prompt: go, access: read_only}\n"
-        "  - {id: c, agent: cursor, prompt: go, access: write}\n",
+        "  - {id: a, agent: mute, prompt: go}\n"
+        "  - {id: b, agent: mute, prompt: go, access: read_only}\n"
+        "  - {id: c, agent: mute, prompt: go, access: write}\n",
         [
-            "4:20: Cursor cannot work read-only; take 'access: write', or the agent codex",
-            "5:48: Cursor cannot work read-only; take 'access: write', or the agent codex",
+            "4:20: Mute cannot work read-only; give it 'access: write'{or:read_only}",
+            "5:46: Mute cannot work read-only; give it 'access: write'{or:read_only}",
+        ],
+    ),
+    Case(
+        "agents of a list that cannot work read-only",
+        "name: w\ndefaults: {agent: [codex, mute]}\nsteps:\n"
+        "  - {id: a, prompt: go, access: read_only}\n"
+        "  - {id: b, agent: [codex, {name: mute}], prompt: go, access: write}\n"
+        "  - {id: c, agent: [codex, {name: mute}], prompt: go, access: read_only}\n",
+        [
+            "4:33: Mute cannot work read-only; give it 'access: write'{or:read_only}",
+            "6:63: Mute cannot work read-only; give it 'access: write'{or:read_only}",
+        ],
+    ),
+    Case(
+        "an agent of the defaults that cannot work read-only",
+        "name: w\ndefaults: {agent: mute, access: read_only}\nsteps:\n  - {id: a, prompt: go}\n",
+        ["4:5: Mute cannot work read-only; give it 'access: write'{or:read_only}"],
+    ),
+    Case(
+        "a read-only step that must change something",
+        "name: w\ndefaults: {agent: codex, access: read_only}\nsteps:\n"
+        "  - {id: a, prompt: go, changes: required}\n"
+        "  - {id: b, prompt: go, changes: required, access: write}\n"
+        "  - {id: c, prompt: go, changes: forbidden}\n",
+        [
+            "4:34: a read-only step cannot change what it must; "
+            "give it 'access: write', or remove this"
+        ],
+    ),
+    Case(
+        "a budget that an agent says nothing of",
+        "name: w\nbudget: {usd: 5, tokens: 100}\ndefaults: {agent: [codex, mute]}\nsteps:\n"
+        "  - {id: a, prompt: go}\n"
+        "  - {id: b, prompt: go, agent: {name: mute}}\n"
+        "  - {id: c, prompt: go, agent: [codex, cursor]}\n",
+        [
+            "3:27: Mute reports neither cost nor tokens, which the budget's 'usd' counts; "
+            "remove 'usd'{or:cost,usage}",
+            "3:27: Mute reports no tokens, which the budget's 'tokens' counts; "
+            "remove 'tokens'{or:usage}",
+            "6:32: Mute reports neither cost nor tokens, which the budget's 'usd' counts; "
+            "remove 'usd'{or:cost,usage}",
+            "6:32: Mute reports no tokens, which the budget's 'tokens' counts; "
+            "remove 'tokens'{or:usage}",
         ],
     ),
     Case(
         "an agent that gives no structured answer",
-        "name: w\ndefaults: {agent: cursor}\nsteps:\n"
+        "name: w\ndefaults: {agent: mute}\nsteps:\n"
         "  - {id: a, prompt: go, output: {schema: schemas/plan.json}}\n"
-        "  - {id: b, prompt: go, output: {path: plan.json, schema: schemas/plan.json}}\n",
+        "  - {id: b, prompt: go, output: {path: plan.json, schema: schemas/plan.json}}\n"
+        "  - {id: c, agent: [codex, mute], prompt: go, output: {schema: schemas/plan.json}}\n",
         [
-            "4:42: Cursor gives no structured answer; "
-            "add a 'path' that it writes the output to, or take the agent codex"
+            "4:42: Mute gives no structured answer; "
+            "add a 'path' that it writes the output to{or:structured_output}",
+            "6:64: Mute gives no structured answer; "
+            "add a 'path' that it writes the output to{or:structured_output}",
         ],
     ),
 ]
@@ -594,6 +855,25 @@ FILES = [
 CASES = [*FILE, *JSON, *KEYS, *VALUES, *SCHEDULES, *GRAPH, *FILES]
 
 
+def said(line: str, folder: Path) -> str:
+    """Return a line with what stands in braces filled in.
+
+    ``{agents}`` are all agents, and ``{or:…}`` is the advice to take one with the capabilities.
+    """
+
+    def able(match: re.Match[str]) -> str:
+        *others, last = [
+            name
+            for name, spec in sorted(AGENTS.items())
+            if any(getattr(spec.capabilities, one) for one in match[1].split(","))
+        ]
+        return f", or take the agent {' or '.join([', '.join(others)] * bool(others) + [last])}"
+
+    line = line.replace("{folder}", str(folder)).replace("{parent}", str(folder.parent))
+    return re.sub(r"\{or:([a-z_,]+)\}", able, line.replace("{agents}", ", ".join(sorted(AGENTS))))
+
+
+@pytest.mark.usefixtures("mute")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "-"))
 def test_says_what_is_wrong_where_and_what_is_allowed(case: Case, folder: Path) -> None:
     text = case.text if isinstance(case.text, bytes) else case.text.encode()
@@ -603,12 +883,7 @@ def test_says_what_is_wrong_where_and_what_is_allowed(case: Case, folder: Path) 
     with pytest.raises(InvalidWorkflow) as raised:
         read_definition(folder / name, f"dags/{name}")
 
-    expected = [
-        f"dags/{name}:{line}".replace("{folder}", str(folder)).replace(
-            "{parent}", str(folder.parent)
-        )
-        for line in case.lines
-    ]
+    expected = [f"dags/{name}:{said(line, folder)}" for line in case.lines]
     assert str(raised.value).splitlines() == expected
 
 
@@ -673,6 +948,20 @@ def test_prompts_that_cannot_be_used_are_errors(folder: Path) -> None:
         "w.yaml:7:22: 'prompts/two words.md' is no prompt file; "
         "its name has no spaces and ends in .md, .txt, .j2, .jinja2",
     ]
+
+
+def test_where_no_agent_can_do_it_none_is_advised(
+    folder: Path, mute: AgentSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in set(AGENTS) - {mute.name}:
+        monkeypatch.delitem(AGENTS, name)
+    text = "name: w\nbudget: {tokens: 1}\nsteps: [{id: a, agent: mute, prompt: go}]\n"
+    (folder / "w.yaml").write_text(text)
+    with pytest.raises(InvalidWorkflow) as raised:
+        read_definition(folder / "w.yaml", "w.yaml")
+    assert str(raised.value) == (
+        "w.yaml:3:24: Mute reports no tokens, which the budget's 'tokens' counts; remove 'tokens'"
+    )
 
 
 def test_the_same_problem_is_said_once() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,53 @@ from dag_factory.errors import InvalidWorkflow
 from dag_factory.reader import Definition, read_definition
 
 DURATIONS = st.sampled_from(["1s", "30s", "45m", "2h", "1d", "1h30m"])
+CLASSES = st.sampled_from(["Unavailable", "RateLimited", "Stalled", "VerificationFailed"])
 RETRIES = st.integers(0, 100) | st.fixed_dictionaries(
-    {}, optional={"count": st.integers(0, 9), "delay": DURATIONS, "backoff": st.just("constant")}
+    {},
+    optional={
+        "count": st.integers(0, 9),
+        "delay": DURATIONS,
+        "backoff": st.just("constant"),
+        "on": CLASSES | st.lists(CLASSES, min_size=1),
+    },
 )
-AGENTS = st.sampled_from(["codex", "cursor"]) | st.fixed_dictionaries(
+CODEX = st.fixed_dictionaries(
     {"name": st.just("codex")},
     optional={
-        "connection": st.just("mine"),
+        "connection": st.sampled_from(["mine", "ours", "theirs"]),
         "options": st.just({"effort": "high", "n": [1, None]}),
     },
 )
+# Of one vendor, since one model may be given for all of them.
+SEVERAL = st.lists(CODEX, min_size=1, unique_by=lambda agent: agent.get("connection"))
+AGENTS = st.sampled_from(["codex", "cursor", ["cursor"]]) | CODEX | SEVERAL
 PROMPTS = st.sampled_from(
     ["prompts/plan.md", "s3://bucket/plan.md", "Go on: {{ params.x }}", "é\n"]
 )
 OUTPUTS = st.just("docs/a.md") | st.fixed_dictionaries(
     {"path": st.just("docs/a.md")},
     optional={"schema": st.sampled_from(["schemas/plan.json", {"type": "object"}])},
+)
+NAMES = st.sampled_from(["*", "**", "a?", "*.md", ".github", "é b"])
+PATTERNS = st.lists(NAMES, min_size=1, max_size=4).map("/".join)
+COMMANDS = st.sampled_from(["pytest -q", "test -s a && echo '{{ x }}'", "a\n\nb"])
+
+
+def one_or_several(values: st.SearchStrategy[str], least: int = 1) -> st.SearchStrategy[Any]:
+    """Draw one value, or a list of values."""
+    return values | st.lists(values, min_size=least, max_size=3)
+
+
+PATHS = st.fixed_dictionaries({"allow": one_or_several(PATTERNS)}) | st.fixed_dictionaries(
+    {"deny": one_or_several(PATTERNS)}, optional={"allow": one_or_several(PATTERNS)}
+)
+BUDGETS = st.fixed_dictionaries(
+    {"usd": st.integers(1, 10**6) | st.floats(0.01, 1e6)},
+    optional={"tokens": st.integers(1, 10**12)},
+) | st.fixed_dictionaries({"tokens": st.integers(1, 10**12)})
+FILES = st.sampled_from(["uv.lock", "ui/package-lock.json"])
+SETUPS = st.fixed_dictionaries(
+    {"run": one_or_several(COMMANDS)}, optional={"files": one_or_several(FILES, least=0)}
 )
 SETTINGS = {
     "model": st.just("fast"),
@@ -40,6 +72,15 @@ SETTINGS = {
     "timeout": DURATIONS,
     "stall": DURATIONS,
     "prompt_contract": st.booleans(),
+    "network": st.sampled_from(["model", "open"]),
+    "repair": st.integers(0, 10),
+}
+STEP = {
+    "context": st.just({"k": ["v", 1]}),
+    "output": OUTPUTS,
+    "changes": st.sampled_from(["required", "allowed", "forbidden"]),
+    "paths": PATHS,
+    "verify": one_or_several(COMMANDS, least=0),
 }
 PARAMS = st.dictionaries(
     st.sampled_from(["a", "b-c", "é"]),
@@ -56,7 +97,7 @@ def workflows(draw: st.DrawFn) -> dict[str, Any]:
     steps = []
     for number, step_id in enumerate(ids):
         earlier = st.lists(st.sampled_from(ids[:number]), unique=True) if number else st.just([])
-        keys = {"context": st.just({"k": ["v", 1]}), "output": OUTPUTS, "depends_on": earlier}
+        keys = {**STEP, "depends_on": earlier}
         required = {"id": st.just(step_id), "prompt": PROMPTS, "agent": AGENTS}
         steps.append(draw(st.fixed_dictionaries(required, optional={**keys, **SETTINGS})))
     optional = {
@@ -65,6 +106,8 @@ def workflows(draw: st.DrawFn) -> dict[str, Any]:
         "schedule": st.sampled_from(["@daily", "@continuous", "none", None, "*/5 6 * * 1-5"]),
         "params": PARAMS,
         "repository": st.sampled_from(["/srv/r.git", {"url": "https://h/r", "ref": "main"}]),
+        "setup": SETUPS,
+        "budget": BUDGETS,
         "defaults": st.fixed_dictionaries({}, optional={**SETTINGS, "agent": AGENTS}),
     }
     head = draw(st.fixed_dictionaries({"name": st.just("w")}, optional=optional))
@@ -73,10 +116,13 @@ def workflows(draw: st.DrawFn) -> dict[str, Any]:
 
 SCALARS = st.integers(-2, 500) | st.booleans() | st.none() | st.floats() | st.text(max_size=5)
 ANYTHING = st.recursive(
-    SCALARS | st.sampled_from(["a", "codex", "cursor", "read_only", "../x.md", "s3://", "(", "#"]),
+    SCALARS
+    | st.sampled_from(["a", "codex", "cursor", "read_only", "../x.md", "s3://", "(", "#"])
+    | st.sampled_from(["required", "open", "Stalled", "PolicyViolation", "**", "src/[a]", " "]),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(st.sampled_from(["id", "$ref", "pattern", "schema"]), inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["name", "on", "allow", "usd", "run"]), inner, max_size=2)
     ),
     max_leaves=4,
 )
@@ -85,7 +131,8 @@ ANYTHING = st.recursive(
 @st.composite
 def damaged(draw: st.DrawFn) -> Any:
     """Draw a definition of which one value is replaced by any other."""
-    workflow = draw(workflows())
+    # Drawn values are shared between examples.
+    workflow = deepcopy(draw(workflows()))
     part: Any = workflow
     while True:
         keys = list(part) if isinstance(part, dict) else list(range(len(part)))

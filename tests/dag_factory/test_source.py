@@ -37,12 +37,17 @@ def test_values_know_their_places() -> None:
         ("steps", 0): "w.yaml:3:5",
         ("steps", 0, "missing"): "w.yaml:3:5",
         ("steps", 7): "w.yaml:3:3",
+        # One value where a list may stand is a list of one.
+        ("steps", 0, "retry", 0, "count"): "w.yaml:4:20",
+        ("steps", 0, "retry", 1, "count"): "w.yaml:4:12",
         ("name", 0): "w.yaml:1:7",
         (): "w.yaml:1:1",
     }
     for path, place in places.items():
         assert str(source.locate(Fault(path, "x"))) == f"{place}: x"
     assert str(source.locate(Fault(("steps", 0, "retry"), "x", at_key=True))) == "w.yaml:4:5: x"
+    count = Fault(("steps", 0, "retry", 0, "count"), "x", at_key=True)
+    assert str(source.locate(count)) == "w.yaml:4:13: x"
 
 
 def test_columns_count_characters_not_bytes() -> None:

@@ -5,122 +5,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import shutil
-import signal
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from airflow_agent_provider.hooks.artifacts import ArtifactStore, open_store
 from airflow_agent_provider.rehearsal.cursor_server import CursorServer
-from airflow_agent_provider.rehearsal.model_server import ModelServer
 from airflow_agent_provider.rehearsal.script import Script
-from tests.e2e.live import git, make_repository
+from tests.e2e.bench import Bench, load, one_step
+from tests.e2e.live import git
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("airflow_db")]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-@dataclass
-class Bench:
-    """Where a test runs its DAGs.
-
-    :param folder: what it may write.
-    :param store: the artifacts.
-    :param dags: Airflow's DAG folder, emptied after the test.
-    """
-
-    folder: Path
-    store: ArtifactStore
-    dags: Path
-    monkeypatch: pytest.MonkeyPatch
-    server: ModelServer | None = None
-
-    def rehearse(self, steps: str) -> None:
-        """Let the scripted model play ``steps``, YAML."""
-        self.server = ModelServer(Script.model_validate({"steps": yaml.safe_load(steps)}))
-        self.server.start()
-        connection = {
-            "conn_type": "codex",
-            "host": f"{self.server.url}/v1",
-            "password": "sk-rehearsal-3f9d2c71a8",
-            "extra": {"model": "gpt-5.5"},
-        }
-        self.monkeypatch.setenv("AIRFLOW_CONN_CODEX_DEFAULT", json.dumps(connection))
-
-    def repository(self, files: dict[str, str]) -> Path:
-        """Return a new bare repository with one commit on ``main``."""
-        bare = self.folder / "remote.git"
-        make_repository(bare, files)
-        return bare
-
-    def outcomes(self) -> dict[str, dict[str, Any]]:
-        """Return the outcome of the last attempt of each step."""
-        found = {}
-        for key in self.store.keys(""):
-            if key.endswith("/outcome.json"):
-                outcome = json.loads(self.store.get(key))
-                found[outcome["step"]] = outcome
-        return found
-
-    def artifact(self, uri: str) -> str:
-        """Return the text of an artifact."""
-        return self.store.get(self.store.key(uri)).decode()
-
-
-@pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    url = (tmp_path / "artifacts").as_uri()
-    monkeypatch.setenv("AIRFLOW__AGENTS__ARTIFACTS", url)
-    monkeypatch.setenv("AIRFLOW__AGENTS__WORKSPACES", str(tmp_path / "workspaces"))
-    monkeypatch.setenv("AIRFLOW__AGENTS__PUSH", "always")
-    dags = Path(os.environ["AIRFLOW_HOME"]) / "dags"
-    dags.mkdir(exist_ok=True)
-    # A deferred step is resumed soon.
-    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "0")
-    found = Bench(tmp_path, open_store(url), dags, monkeypatch)
-    handler = signal.getsignal(signal.SIGTERM)
-    yield found
-    # A task that ran in this process has left its own.
-    signal.signal(signal.SIGTERM, handler)
-    shutil.rmtree(found.dags)
-    if found.server is not None:
-        found.server.stop()
-
-
-def load(bench: Bench, file: Path) -> Any:
-    """Return the ``dag`` of a DAG file, from Airflow's DAG folder: elsewhere it is not known."""
-    copy = bench.dags / file.name
-    shutil.copyfile(file, copy)
-    spec = importlib.util.spec_from_file_location(f"test_dag_{file.stem}", copy)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.dag
-
-
-def one_step(bench: Bench, operator: str = "codex.CodexAgentOperator", **arguments: Any) -> Any:
-    """Return a DAG of one step, without retries unless they are asked for."""
-    module, _, name_of_class = operator.rpartition(".")
-    name = f"one-{os.urandom(4).hex()}"
-    file = bench.folder / f"{name}.py"
-    file.write_text(
-        "from airflow.sdk import DAG\n"
-        f"from airflow_agent_provider.operators.{module} import {name_of_class} as Operator\n"
-        f"with DAG({name!r}, schedule=None) as dag:\n"
-        f"    Operator(task_id='work', "
-        f"**{ {'prompt': 'Do the work.', 'retries': 0, 'retry_delay': 0.1, **arguments}!r})\n"
-    )
-    return load(bench, file)
 
 
 def test_the_hand_written_example_runs(bench: Bench) -> None:
@@ -150,7 +50,8 @@ def test_the_hand_written_example_runs(bench: Bench) -> None:
     assert bench.artifact(written["artifacts"]["output/CHANGELOG.md"]) == "# New\n\n- a start\n"
     assert "+- a start" in bench.artifact(written["artifacts"]["changes.patch"])
     assert written["usage"]["total_tokens"] > 0
-    assert written["cost"] is None
+    # The vendor does not say; the price list does.
+    assert 0 < written["cost"] < 1
     checked = outcomes["check"]
     assert "- a start" in bench.artifact(checked["artifacts"]["prompt.md"])
     assert json.loads(bench.artifact(checked["artifacts"]["output/message.md"])) == {
@@ -292,7 +193,13 @@ def test_a_hosted_step_is_deferred_and_its_branch_taken_over(bench: Bench, curso
     assert len(posted(server, "/v1/agents")) == 1
 
 
-def test_a_rejected_result_gets_a_follow_up_of_the_same_agent(bench: Bench, cursor: Start) -> None:
+@pytest.mark.parametrize(
+    ("repair", "attempts", "words"),
+    [(2, 1, "is not accepted yet:"), (0, 2, "did not succeed: OutputInvalid:")],
+)
+def test_a_rejected_result_gets_a_follow_up_of_the_same_agent(
+    bench: Bench, cursor: Start, repair: int, attempts: int, words: str
+) -> None:
     server = cursor(
         script("""
           work:
@@ -302,14 +209,16 @@ def test_a_rejected_result_gets_a_follow_up_of_the_same_agent(bench: Bench, curs
         """)
     )
     remote = bench.repository({"README.md": "# Project\n"})
-    dag = one_step(bench, CURSOR, repository=str(remote), output_path="plan.md", retries=1)
+    dag = one_step(
+        bench, CURSOR, repository=str(remote), output_path="plan.md", retries=1, repair=repair
+    )
     assert dag.test().state == "success"
     assert len(posted(server, "/v1/agents")) == 1
-    assert bench.outcomes()["work"]["attempt"] == 2
+    assert bench.outcomes()["work"]["attempt"] == attempts
     follow_ups = posted(server, f"/v1/agents/{bench.outcomes()['work']['session']}/runs")
     assert len(follow_ups) == 1
     text = follow_ups[0]["body"]["prompt"]["text"]
-    assert "did not succeed: OutputInvalid:" in text
+    assert words in text
     assert "plan.md" in text.split("The step:")[0]
 
 

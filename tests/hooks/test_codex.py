@@ -315,9 +315,9 @@ def test_a_large_and_odd_output_passes(rig: CodexRig) -> None:
 
 
 def test_a_command_longer_than_codex_waits_is_polled(rig: CodexRig, monkeypatch: Any) -> None:
-    from airflow_agent_provider.rehearsal import conversation
+    from airflow_agent_provider.rehearsal.wires import responses
 
-    monkeypatch.setattr(conversation, "_YIELD_MS", 300)
+    monkeypatch.setattr(responses, "_YIELD_MS", 300)
     server = rig.rehearse({"run": "sleep 1.5; touch late.txt"}, {"say": "Done."})
     assert rig.attempt().done.message == "Done."
     assert (rig.workspace / "late.txt").exists()

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_agent_provider.rehearsal.conversation import answer_item, read_conversation
 from airflow_agent_provider.rehearsal.script import Action, Script
+from airflow_agent_provider.rehearsal.wires.responses import answer_item, read_conversation
 
 SHELL = [{"type": "function", "name": "exec_command"}, {"type": "custom", "name": "apply_patch"}]
 SCRIPTED = {

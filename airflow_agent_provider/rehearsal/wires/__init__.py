@@ -1,0 +1,1 @@
+"""The vendors' wires on which the scripted model answers, one module each."""

@@ -1,0 +1,1 @@
+"""The box an agent runs in, and the door to its model."""
