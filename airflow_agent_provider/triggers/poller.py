@@ -44,8 +44,12 @@ ROUND_SHARE = 2 / 3
 REQUEST_TIMEOUT = 60.0
 #: Seconds for which the end of a run is tried.
 CANCEL_PATIENCE = 600.0
-#: Requests under way at once, at most: a slow vendor must not collect them.
+#: Requests under way at once, at most: a slow vendor must not collect them, and what is less urgent
+#: leaves room for the rest. A sign of life takes seconds even where the vendor is quick.
 MAX_IN_FLIGHT = 16
+_ROOM = ((8, Urgency.SIGN), (12, Urgency.ROUND), (MAX_IN_FLIGHT, Urgency.CANCEL))
+#: Seconds for which nothing is sent where the vendor asks for it, at most.
+MAX_HOLD = 3600.0
 #: Seconds before the first look, at most: triggers that start together are in the same list.
 FIRST_WAIT = 5.0
 #: Seconds that the last trigger waits for the poller to close.
@@ -254,16 +258,19 @@ class Poller:
 
     async def _step(self) -> None:
         """Send the next request, or wait until there may be one."""
-        now = time.monotonic()
+        now, flying = time.monotonic(), len(self._flying)
         self._plan()
-        has_room = len(self._flying) < MAX_IN_FLIGHT
-        request = self._schedule.next(now) if has_room else None
-        if request is not None:
-            self._send(request, now)
-            return
+        least = next((urgency for room, urgency in _ROOM if flying < room), None)
+        wait = None
+        if least is not None:
+            request = self._schedule.next(now, least)
+            if request is not None:
+                self._send(request, now)
+                return
+            wait = self._schedule.wait(now, least)
         self._woken.clear()
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._schedule.wait(now) if has_room else None):
+            async with asyncio.timeout(wait):
                 await self._woken.wait()
 
     def _plan(self) -> None:
@@ -394,7 +401,7 @@ class Poller:
         if seconds is None:
             seconds = _backoff(self._rounds.poll, self._limited)
         log.warning("the vendor limits the rate of the hosted runs' poller: %.1f s", seconds)
-        self._bucket.hold(seconds * random.uniform(1.0, 1.1), time.monotonic())
+        self._bucket.hold(min(MAX_HOLD, seconds) * random.uniform(1.0, 1.1), time.monotonic())
 
     def _give_up(self, key: Key) -> None:
         late = f"the run {key.run_id} could not be ended within {CANCEL_PATIENCE:.0f} s"

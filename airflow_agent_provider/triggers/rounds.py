@@ -73,7 +73,7 @@ class Rounds:
         self._waiting: dict[Key, None] = {}
         self._moved: dict[Key, None] = {}
         self._sweep = _Sweep()
-        self._sent_at = self._page_at = self._look_at = -math.inf
+        self._sent_at = self._due = self._page_at = self._look_at = -math.inf
         self._backstop_at = start
 
     def add(self, key: Key) -> None:
@@ -106,11 +106,13 @@ class Rounds:
         gap = self._pace
         if self._failures:
             gap = max(gap, min(MAX_BACKOFF, self.poll * 2.0 ** min(self._failures, 10)))
-        return item, max(due, self._start, self._sent_at + gap * self._factor)
+        self._due = max(due, self._start, self._sent_at + gap * self._factor)
+        return item, self._due
 
     def sent(self, item: Page | Key, now: float) -> None:
         """Note that ``item`` is under way."""
-        self._sent_at, self._factor = now, self._jitter()
+        # One that had to wait for others, since they were urgent, does not delay the next one.
+        self._sent_at, self._factor = max(self._due, now - self._pace), self._jitter()
         if isinstance(item, Page):
             self._page_at = now
         elif item in self._moved or item in self._alone():

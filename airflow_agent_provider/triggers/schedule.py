@@ -112,11 +112,19 @@ class Schedule(Generic[Request]):
         """Forget a request; harmless if it is not wanted."""
         self._wanted.pop(request, None)
 
-    def next(self, now: float) -> Request | None:
-        """Return the request to send now, None if none is due or none may be sent."""
+    def next(self, now: float, least: Urgency = Urgency.SIGN) -> Request | None:
+        """Return the request to send now, None if none is due or none may be sent.
+
+        :param now: the monotonic clock's seconds.
+        :param least: what is less urgent is left alone.
+        """
         if self._bucket.wait(now) > 0:
             return None
-        due = [item for item in self._wanted.items() if item[1].not_before <= now]
+        due = [
+            item
+            for item in self._wanted.items()
+            if item[1].not_before <= now and item[1].urgency <= least
+        ]
         if not due:
             return None
         request, _ = min(due, key=lambda item: item[1].order)
@@ -124,9 +132,9 @@ class Schedule(Generic[Request]):
         self._bucket.take(now)
         return request
 
-    def wait(self, now: float) -> float | None:
+    def wait(self, now: float, least: Urgency = Urgency.SIGN) -> float | None:
         """Return the seconds until :meth:`next` has a request, None if none is wanted."""
-        if not self._wanted:
+        times = [place.not_before for place in self._wanted.values() if place.urgency <= least]
+        if not times:
             return None
-        due = min(place.not_before for place in self._wanted.values())
-        return max(self._bucket.wait(now), due - now, 0.0)
+        return max(self._bucket.wait(now), min(times) - now, 0.0)

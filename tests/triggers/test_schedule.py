@@ -95,6 +95,17 @@ def test_what_is_not_due_holds_up_nobody() -> None:
     assert schedule.next(7) == "cancel again"
 
 
+def test_the_less_urgent_can_be_left_alone() -> None:
+    schedule: Schedule[str] = Schedule(Bucket(60_000, 0))
+    schedule.want("sign", Urgency.SIGN)
+    assert schedule.next(0, Urgency.ROUND) is None
+    assert schedule.wait(0, Urgency.ROUND) is None
+    schedule.want("page", Urgency.ROUND, not_before=3)
+    assert schedule.wait(1, Urgency.ROUND) == 2
+    assert schedule.next(3, Urgency.ROUND) == "page"
+    assert schedule.next(3) == "sign"
+
+
 class Traffic(RuleBasedStateMachine):
     """Requests come, go, are held up and are sent, in any order."""
 
