@@ -11,7 +11,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import threading
-from collections.abc import AsyncIterable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from airflow_agent_provider.agents.watch import Overdue
@@ -108,8 +108,17 @@ class SessionLoop:
 
 
 async def _fill(queue: asyncio.Queue[Any], events: AsyncIterable[Any]) -> None:
+    iterator = aiter(events)
+    listened_to = True
     try:
-        async for event in events:
+        async for event in iterator:
             await queue.put(event)
+    except asyncio.CancelledError:
+        # Nobody reads on, so the end cannot be told either: the queue may be full.
+        listened_to = False
+        raise
     finally:
-        await queue.put(_Ended)
+        if listened_to:
+            await queue.put(_Ended)
+        if isinstance(iterator, AsyncGenerator):
+            await iterator.aclose()

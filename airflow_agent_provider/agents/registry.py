@@ -23,6 +23,7 @@ class AgentSpec:
     :param hook: import path of its hook.
     :param operator: import path of its operator.
     :param connection: id of the connection that is used where a step names none.
+    :param package: the distribution that the hook needs.
     :param capabilities: what it can do.
     """
 
@@ -31,6 +32,7 @@ class AgentSpec:
     hook: str
     operator: str
     connection: str
+    package: str
     capabilities: AgentCapabilities
 
 
@@ -43,6 +45,7 @@ AGENTS: dict[str, AgentSpec] = {
             hook="airflow_agent_provider.hooks.codex.CodexHook",
             operator="airflow_agent_provider.operators.codex.CodexAgentOperator",
             connection="codex_default",
+            package="openai-codex",
             capabilities=AgentCapabilities(
                 resume=True,
                 structured_output=True,
@@ -58,6 +61,7 @@ AGENTS: dict[str, AgentSpec] = {
             hook="airflow_agent_provider.hooks.copilot.CopilotHook",
             operator="airflow_agent_provider.operators.copilot.CopilotAgentOperator",
             connection="copilot_default",
+            package="github-copilot-sdk",
             capabilities=AgentCapabilities(
                 resume=True,
                 structured_output=True,
@@ -73,6 +77,7 @@ AGENTS: dict[str, AgentSpec] = {
             hook="airflow_agent_provider.hooks.cursor.CursorHook",
             operator="airflow_agent_provider.operators.cursor.CursorAgentOperator",
             connection="cursor_default",
+            package="httpx",
             capabilities=AgentCapabilities(
                 resume=True, usage=True, cost=True, hosted=True, interrupt=True
             ),

@@ -19,8 +19,14 @@ from airflow_agent_provider.agents.failures import (
     AuthenticationFailed,
     InvalidDefinition,
 )
-from airflow_agent_provider.hooks.agent import LocalAgentHook
-from airflow_agent_provider.hooks.codex_session import CodexOptions, CodexSession, Vendor
+from airflow_agent_provider.hooks.agent import LocalAgentHook, ask_version
+from airflow_agent_provider.hooks.codex_session import (
+    INSTALL,
+    CodexOptions,
+    CodexSession,
+    Vendor,
+    find_program,
+)
 
 DEFAULT_URL = "https://api.openai.com/v1"
 #: Seconds that the connection's test waits for the vendor.
@@ -67,6 +73,10 @@ class CodexHook(LocalAgentHook):
             session.close()
             raise
         return session
+
+    def program_version(self) -> str:
+        """Start the program that comes with the SDK."""
+        return ask_version([str(find_program()), "--version"], "Codex", INSTALL)
 
     def test_connection(self) -> tuple[bool, str]:
         """Ask the vendor for its models with the connection's key."""

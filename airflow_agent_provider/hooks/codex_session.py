@@ -57,7 +57,7 @@ _INSTRUCTIONS_SIZE = 32 * 1024
 #: Folders that Codex's sandbox leaves behind, empty, in the workspace.
 _LEFTOVERS = (".codex", ".aws", ".agents")
 
-_INSTALL = "install it on the worker with: pip install 'airflow-agent-provider[codex]'"
+INSTALL = "install it on the worker with: pip install 'airflow-agent-provider[codex]'"
 
 #: Leads the prompt of a resumed session, since Codex tells the model what is not true.
 _RESUMED = (
@@ -122,11 +122,11 @@ class CodexSession(LocalSession):
     def open(self) -> None:
         """Start the program and open the conversation."""
         with self._failures("start"):
-            program = _program()
+            program = find_program()
             self._make_home()
             box = self._open_box(self._boxed_program(program), self._upstream())
             if not box.boxed and self._options.sandbox == "codex":
-                _check_sandbox(program, {**os.environ, **self._environment()})
+                _check_sandbox(program, self._task.home, self._environment())
             seconds = self._patience()
             # The box ends with the thread that it was started from.
             self._codex = self._loop.run(_called(self._start_program), seconds, "starting Codex")
@@ -329,15 +329,19 @@ class CodexSession(LocalSession):
 
     def _follow(self, handle: TurnHandle, reader: TurnReader) -> Iterator[AgentEvent]:
         self._handle = handle
+        notifications = self._watch(
+            handle.stream(), trouble=trouble, patience=self._options.patience
+        )
         try:
-            notifications = self._watch(
-                handle.stream(), trouble=trouble, patience=self._options.patience
-            )
             for notification in notifications:
                 if notification.method == "item/completed":
                     self._resumable = True
                     yield from self._announce()
                 yield from reader.events(notification)
+        except GeneratorExit:
+            # The box passes no signal on: only so is the end of the turn written down.
+            self.interrupt()
+            raise
         finally:
             self._handle = None
 
@@ -367,14 +371,15 @@ async def _called(call: Callable[[], Codex]) -> Codex:
     return call()
 
 
-def _program() -> Path:
+def find_program() -> Path:
+    """Return the program that comes with the SDK; InvalidDefinition where there is none."""
     try:
         import openai_codex  # noqa: F401
         from codex_cli_bin import bundled_codex_path
 
         return Path(bundled_codex_path())
     except (ImportError, FileNotFoundError) as error:
-        raise InvalidDefinition(f"OpenAI Codex is missing; {_INSTALL}", raw=str(error)) from error
+        raise InvalidDefinition(f"OpenAI Codex is missing; {INSTALL}", raw=str(error)) from error
 
 
 def _tool_folders() -> list[Path]:
@@ -388,15 +393,20 @@ def _tool_folders() -> list[Path]:
 _sandbox_works: set[Path] = set()
 
 
-def _check_sandbox(program: Path, environment: Mapping[str, str]) -> None:
+def _check_sandbox(program: Path, home: Path, environment: Mapping[str, str]) -> None:
     """Make sure that Codex's own sandbox works: commands fail without, and turns "complete"."""
     if program in _sandbox_works:
         return
     try:
         trial = subprocess.run(
             [str(program), "sandbox", "--", "true"],
-            env=dict(environment),
-            cwd="/",
+            env={
+                **environment,
+                "PATH": os.environ.get("PATH", os.defpath),
+                "HOME": str(home),
+                "TMPDIR": str(home / "tmp"),
+            },
+            cwd=home,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

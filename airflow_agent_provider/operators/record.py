@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from airflow.sdk._shared.secrets_masker import redact as _redact
 
-from airflow_agent_provider.agents.failures import PolicyViolation
+from airflow_agent_provider.agents.failures import OutputInvalid, PolicyViolation
 from airflow_agent_provider.agents.identity import AttemptKey
 from airflow_agent_provider.hooks.artifacts import ArtifactStore
+from airflow_agent_provider.workspace.output import read_beneath
 
 #: Artifacts that are many; they are found in the attempt's folder, and not named in XCom.
 _MANY = ("transcript/", "checkpoints/")
+#: Bytes that one file of a session may have.
+_SESSION_SIZE = 512 * 1024**2
 
 
 def redact(text: str) -> str:
@@ -62,15 +66,28 @@ class Record:
     def put_session(self, files: Mapping[str, Path], folder: str) -> dict[str, str]:
         """Store a session's portable files; return their URIs by their paths.
 
+        :param files: the files, by their path below the session's home.
         :param folder: where in the attempt's folder, with a slash at its end.
-        :raises PolicyViolation: if they hold a secret.
+        :raises PolicyViolation: if they hold a secret, or are no files, as an agent may leave them.
         """
         stored = {}
         for path, file in files.items():
-            content = file.read_bytes()
+            if not os.path.lexists(file):
+                continue  # Gone since it was listed.
+            try:
+                content = read_beneath(
+                    _home(path, file), path, _SESSION_SIZE, what="session file", empty=True
+                )
+            except OutputInvalid as error:
+                raise PolicyViolation(f"the session cannot be kept: {error.reason}") from error
             refuse_secrets(content, "the agent's session")
             stored[path] = self._store.put(f"{self._prefix}/{folder}{path}", content).uri
         return stored
+
+
+def _home(path: str, file: Path) -> Path:
+    """Return the folder below which ``file`` has this path."""
+    return file.parents[len(PurePosixPath(path).parts) - 1]
 
 
 def refuse_secrets(content: bytes, what: str) -> None:

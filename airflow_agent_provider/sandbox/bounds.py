@@ -18,9 +18,12 @@ _SHM_SIZE = 64 * 1024**2
 
 #: What programs need of /etc. Not gitconfig, which may hold credentials.
 _ETC = (
-    "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "ssl", "ca-certificates",
-    "ca-certificates.conf", "pki", "nsswitch.conf", "passwd", "group", "localtime", "timezone",
+    "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "ca-certificates",
+    "ca-certificates.conf", "nsswitch.conf", "passwd", "group", "localtime", "timezone",
     "locale.alias", "mime.types", "os-release", "debian_version", "terminfo",
+    # Not the whole of ssl and pki: root could read the private keys in there.
+    "ssl/certs", "ssl/cert.pem", "ssl/ca-bundle.pem", "ssl/openssl.cnf", "pki/ca-trust",
+    "pki/tls/certs", "pki/tls/cert.pem", "pki/tls/openssl.cnf",
 )  # fmt: skip
 #: What they need besides where the network is open.
 _ETC_NETWORK = ("resolv.conf", "hosts", "host.conf", "gai.conf", "services", "protocols")
@@ -70,17 +73,22 @@ def _parts(bounds: Bounds) -> Iterator[Sequence[object]]:
     yield from _namespaces(bounds.network)
     yield from _system(bounds.network)
     yield from _kernel()
+    hidden = _hidden()
+    for folder in hidden:
+        yield "--tmpfs", folder
     # /tmp comes before what may lie below it.
     for readable in _outermost([interpreter_folder(), *bounds.readable]):
-        if not readable.is_relative_to("/usr"):
+        if not _shown(readable, hidden):
             yield "--ro-bind-try", readable, readable
     for writable in bounds.writable:
         yield "--bind", writable, writable
     for readable in bounds.readable:
-        if any(readable.is_relative_to(writable) for writable in bounds.writable):
+        if any(_lies_in(readable, writable) for writable in bounds.writable):
             yield "--ro-bind-try", readable, readable
     for here, there in bounds.sockets:
         yield "--ro-bind", here, there
+    for folder in hidden:
+        yield "--remount-ro", folder
     yield "--remount-ro", "/"
     yield "--chdir", bounds.folder
 
@@ -128,6 +136,35 @@ def _kernel() -> Iterator[Sequence[object]]:
     yield "--dir", "/run", "--dir", "/var/tmp"
     # /dev is a writable memory disk of half the memory otherwise.
     yield "--remount-ro", "/dev"
+
+
+def _hidden() -> list[Path]:
+    """Return folders of the deployment that lie in what is shown, as Airflow's on some images."""
+    home = Path(os.environ.get("AIRFLOW_HOME") or Path.home() / "airflow")
+    shown = (Path("/usr"), interpreter_folder())
+    found = [
+        folder
+        for folder in (home.absolute(), Path.home().absolute())
+        if folder.is_dir() and any(_below(folder, place) for place in shown)
+    ]
+    return _outermost(found)
+
+
+def _shown(path: Path, hidden: Sequence[Path]) -> bool:
+    """Return whether ``path`` is there already, since /usr is."""
+    return path.is_relative_to("/usr") and not any(path.is_relative_to(each) for each in hidden)
+
+
+def _below(path: Path, folder: Path) -> bool:
+    return path != folder and path.is_relative_to(folder)
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Return whether ``path`` lies in ``folder``, and is no link out of it that an agent made."""
+    if not path.is_relative_to(folder):
+        return False
+    inside = path.relative_to(folder)
+    return Path(os.path.realpath(path)) == Path(os.path.realpath(folder)) / inside
 
 
 def _outermost(paths: Iterable[Path]) -> list[Path]:

@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Mapping
@@ -19,7 +20,11 @@ from functools import cache
 from pathlib import Path
 
 from airflow_agent_provider.agents.contract import Access, AgentTask, Confinement, Network, Sandbox
-from airflow_agent_provider.agents.failures import AgentFailure, InvalidDefinition
+from airflow_agent_provider.agents.failures import (
+    AgentFailure,
+    InvalidDefinition,
+    PolicyViolation,
+)
 from airflow_agent_provider.agents.processes import INHERITED, MARK, end_marked
 from airflow_agent_provider.sandbox.bounds import (
     SYSTEM_PATH,
@@ -28,9 +33,12 @@ from airflow_agent_provider.sandbox.bounds import (
     interpreter,
     interpreter_folder,
 )
+from airflow_agent_provider.sandbox.cgroups import Cgroup, make_cgroup
 from airflow_agent_provider.sandbox.door import Door, Upstream
+from airflow_agent_provider.sandbox.leftovers import take_privileges
 from airflow_agent_provider.sandbox.preflight import check
 from airflow_agent_provider.sandbox.size import SizeWatch
+from airflow_agent_provider.sandbox.syscalls import call_filter
 
 #: The port on the box's own loopback interface that leads to the door. Always the same, so that
 #: what a session has written down of it holds on every worker.
@@ -87,6 +95,7 @@ class Box:
         self._program = program
         self._closed = False
         self._size: SizeWatch | None = None
+        self._cgroup = Cgroup()
         try:
             self._open(upstream)
         except BaseException:
@@ -122,7 +131,10 @@ class Box:
             "environment": {**self._environment(), **environment},
             "inherited": [*self._inherited(), *self._program.inherited],
             "limits": _limits(self.task.confinement),
+            "cgroups": self._cgroup.entrances,
+            "stdin": _own_stdin(),
             "bwrap": [_bubblewrap(), *arguments(self._bounds())] if self.boxed else [],
+            "filter": call_filter().hex(),
             "command": [*self._pump(), *self._program.command],
         }
         path = self.folder / "spec.json"
@@ -147,8 +159,11 @@ class Box:
         if self._size is not None:
             self._size.close()
         self.kill()
+        if self.boxed:
+            take_privileges((self.task.workspace, self.task.home))
         if self.door is not None:
             self.door.close()
+        self._cgroup.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self) -> Box:
@@ -158,13 +173,20 @@ class Box:
         self.close()
 
     def _open(self, upstream: Upstream | None) -> None:
-        for folder in (self.task.home, self.task.home / "tmp"):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (self.task.home, self.task.workspace):
+            # What an agent may have put in its place would be shown, wherever it leads.
+            if folder.is_symlink():
+                raise PolicyViolation(f"{folder} is a symbolic link, so it is given to no agent")
+        self.task.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            (self.task.home / "tmp").mkdir(mode=0o700)
         if upstream is not None:
             place = self.folder / "model.sock" if self._networkless else None
             self.door = Door(upstream, place)
         if self.boxed:
             check(_bubblewrap(), self._bounds())
+        bounds = self.task.confinement
+        self._cgroup = make_cgroup(self.mark, bounds.processes, bounds.memory)
         self.write_wrapper({})
         folders = (self.task.workspace, self.task.home)
         self._size = SizeWatch(folders, self.task.confinement.disk, self.kill)
@@ -212,8 +234,7 @@ class Box:
         if task.access is Access.WRITE:
             writable.append(task.workspace)
             # The agent edits, and we commit: hooks, filters and settings in there are our own.
-            if (task.workspace / ".git").exists():
-                readable.append(task.workspace / ".git")
+            readable.append(task.workspace / ".git")
         else:
             readable.append(task.workspace)
         sockets = []
@@ -247,11 +268,31 @@ def _boxed(confinement: Confinement) -> bool:
 def works() -> bool:
     """Return whether this worker can make a box at all, as seen by one trial."""
     try:
-        with tempfile.TemporaryDirectory(prefix="agent-box-") as folder:
-            check(_bubblewrap(), Bounds(Path(folder), writable=[Path(folder)]))
+        try_box()
     except InvalidDefinition:
         return False
     return True
+
+
+def try_box() -> str:
+    """Make a box that shows nothing; return the program that did it.
+
+    :raises InvalidDefinition: where this worker cannot.
+    """
+    program = _bubblewrap()
+    with tempfile.TemporaryDirectory(prefix="agent-box-") as folder:
+        check(program, Bounds(Path(folder), writable=[Path(folder)]))
+    return f"{program} works"
+
+
+def weaknesses() -> list[str]:
+    """Return what the box cannot bound on this worker, a line each."""
+    if os.geteuid() != 0:
+        return []
+    return [
+        "this worker runs as root: the number of processes in a box is not bounded, since the "
+        "kernel does not count root's; run workers as an ordinary user"
+    ]
 
 
 def _bubblewrap() -> str:
@@ -263,6 +304,15 @@ def _bubblewrap() -> str:
             "are throw-away containers"
         )
     return found
+
+
+def _own_stdin() -> list[int]:
+    """Return device and inode of this process's standard input, unless it is a terminal or such."""
+    try:
+        status = os.fstat(0)
+    except OSError:
+        return []
+    return [] if stat.S_ISCHR(status.st_mode) else [status.st_dev, status.st_ino]
 
 
 def _limits(confinement: Confinement) -> dict[str, int]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import hmac
 import json
+import re
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import TCPServer, ThreadingMixIn, UnixStreamServer
@@ -25,8 +27,12 @@ if TYPE_CHECKING:
 
 #: Bytes that a request may have; a long session with images stays far below.
 _MOST_BODY = 64 * 1024**2
+#: Bytes that all requests under way may have together, since they are held in the worker's memory.
+_MOST_BODIES = 4 * _MOST_BODY
 #: Requests at a time; more are refused.
 _MOST_REQUESTS = 32
+#: Connections at a time, each of which takes a thread of the worker; more are closed at once.
+_MOST_CONNECTIONS = 128
 #: Seconds until the upstream accepts a connection, and between two pieces of its answer.
 _CONNECT_SECONDS = 15.0
 _READ_SECONDS = 900.0
@@ -34,6 +40,16 @@ _READ_SECONDS = 900.0
 _CLIENT_SECONDS = 900.0
 #: Characters of the upstream's words that are kept of a failure.
 _WORDS = 4000
+#: What the last events of a stream have in them that was sent to its end: OpenAI's chat and
+#: responses, Anthropic's messages, Google's.
+_ENDED = re.compile(
+    rb'\[DONE\]|"finish_?[rR]eason":\s*"|message_stop|response\.(completed|incomplete)'
+)
+#: An error that came when the answer's status was already sent.
+_ERROR = re.compile(rb'^(event: error|event: response\.failed|data: \{"error")', re.MULTILINE)
+
+#: Bytes that such a mark has at most.
+_MARK_SIZE = 32
 
 #: Headers of one connection, which say nothing about the next (RFC 9110, 7.6.1).
 _HOP = {
@@ -42,6 +58,11 @@ _HOP = {
 }  # fmt: skip
 #: Headers in which agents send their key.
 _KEYS = {"authorization", "x-api-key", "api-key", "x-goog-api-key"}
+
+#: What a target, and a header's value, may consist of: the rest would be read in two ways.
+_TARGET = re.compile(r"/[!-~]*")
+_VALUE = re.compile(r"[\t -~\x80-\xff]*")
+_CHUNK_SIZE = re.compile(rb"[0-9a-fA-F]{1,8}")
 
 
 @dataclass(frozen=True)
@@ -75,14 +96,18 @@ class UpstreamFailure:
 
     Agents may hide it behind retries of their own.
 
-    :param status: its HTTP status; None where it gave no answer at all.
+    :param status: its HTTP status; None where it gave no answer, or none to its end.
     :param words: what it said, or the error on the way to it.
     :param retry_after: seconds that it asks to wait, if it does.
+    :param since: the monotonic clock's seconds of the first failure in a row without a success.
+    :param at: the monotonic clock's seconds of this failure.
     """
 
     status: int | None
     words: str
     retry_after: float | None = None
+    since: float = field(default_factory=time.monotonic)
+    at: float = field(default_factory=time.monotonic)
 
 
 class Door:
@@ -102,6 +127,11 @@ class Door:
         self.last_failure: UpstreamFailure | None = None
         self._client: httpx.Client | None = None
         self._free = threading.BoundedSemaphore(_MOST_REQUESTS)
+        #: Bytes of requests under way.
+        self.bodies = _Budget(_MOST_BODIES)
+        #: Connections of the agent's.
+        self.connections = _Connections(_MOST_CONNECTIONS)
+        self._upstreams = _Connections(_MOST_CONNECTIONS)
         self._server = self._make_server()
         self._thread = threading.Thread(
             target=self._server.serve_forever,
@@ -123,10 +153,13 @@ class Door:
         :param headers: the request's headers, names in small letters.
         """
         path = unquote(target.partition("?")[0])
-        if not target.startswith("/") or target.startswith("//") or "\\" in path or "\0" in path:
+        if not _TARGET.fullmatch(target) or target.startswith("//") or "\\" in path or "\0" in path:
             return "only paths of the model's API are let through"
-        if any(part in (".", "..") for part in path.split("/")):
+        # Some servers take parameters off each part (``..;x``) before they resolve it.
+        if any(part.partition(";")[0] in (".", "..") for part in path.split("/")):
             return "a path with '..' is not let through"
+        if not all(_VALUE.fullmatch(value) for value in headers.values()):
+            return "a header's value is no text"
         base = self.upstream.path
         if not any(_below(path, base + prefix) for prefix in self.upstream.paths):
             return f"{path} is no path of the model's API that agents need"
@@ -142,9 +175,22 @@ class Door:
             timeout = httpx.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS)
             limits = httpx.Limits(max_connections=_MOST_REQUESTS)
             self._client = httpx.Client(
-                base_url=self.upstream.origin, timeout=timeout, limits=limits
+                base_url=self.upstream.origin,
+                timeout=timeout,
+                limits=limits,
+                event_hooks={"request": [self._follow]},
             )
         return self._client
+
+    def note(self, failure: UpstreamFailure | None) -> None:
+        """Remember how a request ended.
+
+        :param failure: how it failed; None if it did not.
+        """
+        last = self.last_failure
+        if failure is not None and last is not None:
+            failure = replace(failure, since=last.since)
+        self.last_failure = failure
 
     @contextlib.contextmanager
     def passing(self) -> Iterator[bool]:
@@ -161,6 +207,10 @@ class Door:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(timeout=5)
+        # Closing a socket does not wake who waits for it; and a model whose answer nobody reads
+        # any more should not go on with it.
+        for each in (*self.connections.open, *self._upstreams.open):
+            _cut(each)
         client, self._client = self._client, None
         if client is not None:
             client.close()
@@ -173,6 +223,14 @@ class Door:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _follow(self, request: httpx.Request) -> None:
+        request.extensions = {**request.extensions, "trace": self._trace}
+
+    def _trace(self, event: str, info: Mapping[str, Any]) -> None:
+        # Of httpcore: https://www.encode.io/httpcore/extensions/#trace
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            self._upstreams.add(info["return_value"].get_extra_info("socket"))
+
     def _shown(self, value: str) -> bool:
         return hmac.compare_digest(value.removeprefix("Bearer ").encode(), self.key.encode())
 
@@ -182,22 +240,89 @@ class Door:
         return _UnixServer(self.place, self)
 
 
+class _Budget:
+    """Bytes, or whatever else there is a bounded amount of."""
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+        self._lock = threading.Lock()
+
+    def take(self, amount: int) -> bool:
+        """Take ``amount``; return False, and take none, if less is left."""
+        with self._lock:
+            if amount > self._left:
+                return False
+            self._left -= amount
+            return True
+
+    def give_back(self, amount: int) -> None:
+        """Give back what was taken."""
+        with self._lock:
+            self._left += amount
+
+
+class _Connections:
+    """The connections that are open, which are bounded; one that was closed counts no more."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
+
+    @property
+    def open(self) -> list[socket.socket]:
+        """Those that are open now."""
+        with self._lock:
+            return list(self._open)
+
+    def add(self, connection: socket.socket) -> bool:
+        """Return False, and add none, if there are too many."""
+        with self._lock:
+            self._open = {each for each in self._open if each.fileno() >= 0}
+            if len(self._open) >= self._most:
+                return False
+            self._open.add(connection)
+            return True
+
+    def discard(self, connection: socket.socket) -> None:
+        """Forget one that is closed."""
+        with self._lock:
+            self._open.discard(connection)
+
+
+def _cut(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
 def _below(path: str, prefix: str) -> bool:
     prefix = prefix.rstrip("/")
     return path == prefix or path.startswith(f"{prefix}/")
 
 
-class _Server(ThreadingMixIn):
+class _Server(ThreadingMixIn, TCPServer):
     daemon_threads = True
     request_queue_size = 64
     door: Door
     port: int | None = None
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection in a thread of its own, unless there are too many."""
+        if self.door.connections.add(request):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection."""
+        self.door.connections.discard(request)
+        super().shutdown_request(request)
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Keep silent: an agent that goes away in mid-answer is no error."""
 
 
-class _TcpServer(_Server, TCPServer):
+class _TcpServer(_Server):
     def __init__(self, address: tuple[str, int], door: Door) -> None:
         self.door = door
         super().__init__(address, _Handler)
@@ -214,6 +339,12 @@ class _Handler(BaseHTTPRequestHandler):
     server: _TcpServer | _UnixServer
     protocol_version = "HTTP/1.1"
     timeout = _CLIENT_SECONDS
+    #: Bytes of the door's budget that the request's body takes.
+    _held = 0
+
+    def handle_expect_100(self) -> bool:
+        """Promise nothing yet: the body is asked for once it may come."""
+        return True
 
     def address_string(self) -> str:
         """Return no address: a unix socket's client has none."""
@@ -242,37 +373,63 @@ class _Handler(BaseHTTPRequestHandler):
             if not free:
                 self._refuse(429, f"more than {_MOST_REQUESTS} requests at a time")
                 return
-            body = self._body(headers)
-            if body is not None:
-                self._forward(door, headers, body)
+            try:
+                body = self._body(headers)
+                if body is not None:
+                    self._forward(door, headers, body)
+            finally:
+                door.bodies.give_back(self._held)
+                self._held = 0
 
     def _body(self, headers: Mapping[str, str]) -> bytes | None:
+        """Return the request's body; None if it was refused, or the agent went away."""
         if headers.get("expect", "").lower() == "100-continue":
             self.send_response_only(100)
             self.end_headers()
-        try:
-            if "chunked" in headers.get("transfer-encoding", "").lower():
-                return self._chunks()
-            length = int(headers.get("content-length") or 0)
-            if 0 <= length <= _MOST_BODY:
-                return self.rfile.read(length)
-        except ValueError:
+        if "transfer-encoding" in headers:
+            if headers["transfer-encoding"].lower() != "chunked" or "content-length" in headers:
+                self._refuse(400, "a body is either chunked or has a length")
+                return None
+            return self._chunks()
+        length = headers.get("content-length") or "0"
+        if not (length.isascii() and length.isdigit()):
             self._refuse(400, "the request's body has no length")
             return None
-        self._refuse(413, f"a request has {_MOST_BODY:,} bytes at most")
-        return None
+        return self._read(int(length))
 
     def _chunks(self) -> bytes | None:
         body = bytearray()
-        while size := int(self.rfile.readline(64).split(b";")[0], 16):
-            if len(body) + size > _MOST_BODY:
-                self._refuse(413, f"a request has {_MOST_BODY:,} bytes at most")
+        while True:
+            size = self.rfile.readline(64).split(b";")[0].strip()
+            if not _CHUNK_SIZE.fullmatch(size):
+                self._refuse(400, "the request's body is not chunked as it says")
                 return None
-            body += self.rfile.read(size)
+            piece = self._read(int(size, 16), len(body))
+            if piece is None:
+                return None
+            if not piece:
+                break
+            body += piece
             self.rfile.readline(64)
         while self.rfile.readline(65536).strip():
             pass
         return bytes(body)
+
+    def _read(self, size: int, before: int = 0) -> bytes | None:
+        """Read ``size`` bytes of a body of which ``before`` are read already."""
+        if before + size > _MOST_BODY:
+            self._refuse(413, f"a request has {_MOST_BODY:,} bytes at most")
+            return None
+        if not self.server.door.bodies.take(size):
+            self._refuse(429, f"all requests under way have {_MOST_BODIES:,} bytes at most")
+            return None
+        self._held += size
+        content = self.rfile.read(size)
+        if len(content) < size:
+            # The agent went away: half a request is none.
+            self.close_connection = True
+            return None
+        return content
 
     def _forward(self, door: Door, headers: dict[str, str], body: bytes) -> None:
         import httpx
@@ -286,40 +443,44 @@ class _Handler(BaseHTTPRequestHandler):
             answer = door.client().send(request, stream=True)
         except httpx.HTTPError as error:
             words = f"{type(error).__name__}: {error}".rstrip(": ")
-            door.last_failure = UpstreamFailure(None, words)
+            self._note(UpstreamFailure(None, words))
             self._refuse(502, f"the model's API gives no answer: {words}")
             return
         try:
-            self._answer(door, answer)
+            self._answer(answer)
         except httpx.HTTPError as error:
             # The agent sees what it would see without a door: an answer that breaks off.
-            door.last_failure = UpstreamFailure(None, f"the answer broke off: {error}")
+            self._note(UpstreamFailure(None, f"the answer broke off: {error}"))
             self._cut()
         finally:
             answer.close()
 
-    def _answer(self, door: Door, answer: httpx.Response) -> None:
+    def _answer(self, answer: httpx.Response) -> None:
         self.send_response_only(answer.status_code)
         for name, value in answer.headers.multi_items():
             if name.lower() not in _HOP:
                 self.send_header(name, value)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        words = bytearray()
+        ending = _Ending(answer)
         for piece in answer.iter_raw():
             if piece:
                 self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
                 self.wfile.flush()
-            if not answer.is_success and len(words) < _WORDS:
-                words += piece
+                ending.take(piece)
+        # Before the agent sees the end, and tells of it.
+        self._note(ending.failure())
         self.wfile.write(b"0\r\n\r\n")
         self.wfile.flush()
-        door.last_failure = None if answer.is_success else _failure(answer, bytes(words))
+
+    def _note(self, failure: UpstreamFailure | None) -> None:
+        # What is looked up with GET, as the list of models, says nothing about the work.
+        if self.command == "POST":
+            self.server.door.note(failure)
 
     def _cut(self) -> None:
         self.close_connection = True
-        with contextlib.suppress(OSError):
-            self.connection.shutdown(socket.SHUT_RDWR)
+        _cut(self.connection)
 
     def _refuse(self, status: int, reason: str) -> None:
         content = json.dumps({"error": {"message": reason, "type": "door", "code": None}}).encode()
@@ -332,9 +493,49 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
 
-def _failure(answer: httpx.Response, words: bytes) -> UpstreamFailure:
-    text = words.decode(errors="replace")[:_WORDS]
-    return UpstreamFailure(answer.status_code, text, _seconds(answer.headers.get("retry-after")))
+class _Ending:
+    """Tells how an answer ended: by its status, or by what the pieces of a stream hold.
+
+    :param answer: the upstream's answer.
+    """
+
+    def __init__(self, answer: httpx.Response) -> None:
+        self._answer = answer
+        headers = answer.headers
+        self._streams = (
+            answer.is_success
+            and headers.get("content-type", "").startswith("text/event-stream")
+            # What is compressed is passed on as it is.
+            and "content-encoding" not in headers
+        )
+        self._ended = False
+        self._words = b""
+        self._rest = b""
+
+    def take(self, piece: bytes) -> None:
+        """Look at one piece."""
+        if self._streams and not self._words:
+            # A mark may be cut in two.
+            window = self._rest + piece
+            self._rest = window[-_MARK_SIZE:]
+            self._ended = self._ended or _ENDED.search(window) is not None
+            error = _ERROR.search(window)
+            if error is None:
+                return
+            piece = window[error.start() :]
+        elif self._answer.is_success and not self._streams:
+            return
+        self._words = (self._words + piece)[:_WORDS]
+
+    def failure(self) -> UpstreamFailure | None:
+        """Return how it failed, None if it did not."""
+        text = self._words.decode(errors="replace")
+        if not self._answer.is_success:
+            wait = _seconds(self._answer.headers.get("retry-after"))
+            return UpstreamFailure(self._answer.status_code, text, wait)
+        if not self._streams or (self._ended and not text):
+            return None
+        return UpstreamFailure(None, text or "the answer broke off")
 
 
 def _seconds(value: str | None) -> float | None:

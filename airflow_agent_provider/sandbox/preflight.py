@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 from airflow_agent_provider.agents.failures import InvalidDefinition
 from airflow_agent_provider.sandbox.bounds import Bounds, arguments
+from airflow_agent_provider.sandbox.syscalls import call_filter
 
 #: Seconds for the trial, which takes some milliseconds.
 _SECONDS = 30.0
@@ -32,6 +34,7 @@ _CAUSES = (
     ("pivot_root", "let the container pivot_root (its seccomp profile forbids it)"),
     ("Can't mount proc", "unmask /proc in the container (Docker: `--security-opt "
      "systempaths=unconfined`)"),
+    ("PR_SET_SECCOMP", "use a kernel with seccomp filters (CONFIG_SECCOMP_FILTER)"),
     ("setting up uid map", "give the worker's user SETFCAP, or run it as an ordinary user"),
 )  # fmt: skip
 
@@ -44,10 +47,14 @@ def check(program: str, bounds: Bounds) -> None:
     :raises InvalidDefinition: if the box does not work; the reason says what mends it.
     """
     trial = replace(bounds, folder=Path("/tmp"))
-    command = [program, *arguments(trial), "--", "/bin/sh", "-c", _TRIAL]
+    calls = os.memfd_create("filter")
     try:
+        os.write(calls, call_filter())
+        os.lseek(calls, 0, os.SEEK_SET)
+        command = [program, *arguments(trial), "--seccomp", str(calls), "--"]
         done = subprocess.run(
-            command,
+            [*command, "/bin/sh", "-c", _TRIAL],
+            pass_fds=(calls,),
             env={"PATH": "/usr/bin:/bin"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -58,6 +65,8 @@ def check(program: str, bounds: Bounds) -> None:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise _failure(str(error)) from error
+    finally:
+        os.close(calls)
     if done.stdout.strip() != _OK:
         raise _failure(done.stderr.strip() or f"the trial ended with {done.returncode}")
 

@@ -42,16 +42,20 @@ def connect(address: str) -> socket.socket:
     kind, _, place = address.partition(":")
     if kind == "tcp":
         return socket.create_connection(("127.0.0.1", int(place)), timeout=_CONNECT_SECONDS)
-    # An agent may have put a link where the socket should be.
-    if not stat.S_ISSOCK(os.lstat(place).st_mode):
-        raise ConnectionRefusedError(f"{place} is no socket")
+    # An agent may put a link where the socket should be, at any moment: what was looked at is what
+    # is connected to.
+    found = os.open(place, os.O_PATH | os.O_NOFOLLOW)
     client = socket.socket(socket.AF_UNIX)
     try:
+        if not stat.S_ISSOCK(os.fstat(found).st_mode):
+            raise ConnectionRefusedError(f"{place} is no socket")
         client.settimeout(_CONNECT_SECONDS)
-        client.connect(place)
+        client.connect(f"/proc/self/fd/{found}")
     except OSError:
         client.close()
         raise
+    finally:
+        os.close(found)
     return client
 
 

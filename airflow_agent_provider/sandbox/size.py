@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import stat
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from airflow_agent_provider.agents.failures import AgentFailure, PolicyViolation
+from airflow_agent_provider.agents.failures import AgentFailure, PolicyViolation, Unavailable
 
 #: Seconds between two looks, at least; a look may take a tenth of the time, not more.
 _INTERVAL = 2.0
 _SHARE = 10
+#: What the least file or folder counts, so that a million of empty ones does not count nothing.
+_ENTRY_SIZE = 4096
+#: What stays free of a file system, of bytes and of files: a twentieth, or this much.
+_FREE_SHARE = 20
+_FREE_BYTES = 1024**3
+_FREE_FILES = 100_000
+
+
+class _TooDeep(Exception):
+    """Folders lie in each other so deep that no path leads there."""
 
 
 class SizeWatch:
-    """Ends an agent whose folders grow beyond a bound.
+    """Ends an agent whose folders grow beyond a bound, or that fills the file system.
+
+    The second catches what the first cannot see: files that are open but have no name any more.
 
     :param folders: what is watched.
     :param limit: bytes by which they may grow together.
     :param end: ends the agent.
+    :param interval: seconds between two looks.
     """
 
     def __init__(
@@ -30,6 +46,7 @@ class SizeWatch:
         self._limit = limit
         self._end = end
         self._interval = interval or _INTERVAL
+        self._floors = [_floor(folder) for folder in folders]
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="agent size", daemon=True)
         self._thread.start()
@@ -39,32 +56,109 @@ class SizeWatch:
         self._over.set()
 
     def _watch(self) -> None:
-        started = size(self._folders)
-        pause = self._interval
+        started: int | None = None
+        pause = 0.0
         while not self._over.wait(pause):
             began = os.times().elapsed
-            grown = size(self._folders) - started
-            if grown > self._limit and not self._over.is_set():
-                self.violation = PolicyViolation(
-                    f"the agent wrote {grown // 1024**2:,} MiB, more than the "
-                    f"{self._limit // 1024**2:,} MiB that [agents] sandbox_disk allows"
+            violation = self._full()
+            try:
+                total = size(self._folders)
+            except _TooDeep:
+                violation = PolicyViolation(
+                    "the agent made folders that lie in each other so deep that no path leads there"
                 )
+            else:
+                started = total if started is None else started
+                violation = violation or self._grown(total - started)
+            if violation is not None and not self._over.is_set():
+                self.violation = violation
                 self._end()
                 return
             pause = max(self._interval, _SHARE * (os.times().elapsed - began))
 
+    def _grown(self, grown: int) -> AgentFailure | None:
+        if grown <= self._limit:
+            return None
+        return PolicyViolation(
+            f"the agent wrote {grown // 1024**2:,} MiB, more than the "
+            f"{self._limit // 1024**2:,} MiB that [agents] sandbox_disk allows"
+        )
+
+    def _full(self) -> AgentFailure | None:
+        for folder, floor in zip(self._folders, self._floors, strict=True):
+            free = _free(folder)
+            if any(now < least for now, least in zip(free, floor, strict=True)):
+                return Unavailable(
+                    f"the file system of {folder} is nearly full ({free[0] // 1024**2:,} MiB and "
+                    f"{free[1]:,} files free), so the agent was ended; make room on this worker"
+                )
+        return None
+
+
+def _free(folder: Path) -> tuple[int, int]:
+    """Return how many bytes and files may still be written."""
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize, status.f_favail
+
+
+def _floor(folder: Path) -> tuple[int, int]:
+    """Return how many bytes and files must stay free, less where there are few from the start."""
+    status = os.statvfs(folder)
+    size, files = _free(folder)
+    share = status.f_blocks * status.f_frsize // _FREE_SHARE
+    return min(_FREE_BYTES, share, size // 2), min(_FREE_FILES, status.f_files // _FREE_SHARE,
+                                                   files // 2)  # fmt: skip
+
 
 def size(folders: Sequence[Path]) -> int:
-    """Return the bytes on disk of all that lies in ``folders``, following no link."""
+    """Return the bytes on disk of all that lies in ``folders``, following no link.
+
+    A file with several names counts once; and each name counts a little.
+
+    :raises _TooDeep: if there are folders that cannot be looked into.
+    """
     total = 0
+    shared: set[int] = set()
     pending = [str(folder) for folder in folders]
     while pending:
-        try:
-            with os.scandir(pending.pop()) as entries:
-                for entry in entries:
-                    total += entry.stat(follow_symlinks=False).st_blocks * 512
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(entry.path)
-        except OSError:
-            continue  # Gone since it was listed: the agent is at work.
+        for entry in _entries(pending.pop()):
+            total += _ENTRY_SIZE
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except OSError:
+                continue  # Gone since it was listed: the agent is at work.
+            if stat.S_ISDIR(status.st_mode):
+                pending.append(entry.path)
+            elif status.st_nlink == 1 or status.st_ino not in shared:
+                total += max(0, status.st_blocks * 512 - _ENTRY_SIZE)
+                if status.st_nlink > 1:
+                    shared.add(status.st_ino)
     return total
+
+
+def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
+    try:
+        with _opened(folder) as entries:
+            yield from entries
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise _TooDeep from error
+
+
+def _opened(folder: str) -> contextlib.AbstractContextManager[Iterator[os.DirEntry[str]]]:
+    try:
+        return os.scandir(folder)
+    except PermissionError:
+        pass
+    # Made unreadable, it would hide what is in it. The permission is there for one moment.
+    file = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        way = f"/proc/self/fd/{file}"
+        mode = stat.S_IMODE(os.fstat(file).st_mode)
+        Path(way).chmod(mode | stat.S_IRUSR | stat.S_IXUSR)
+        try:
+            return os.scandir(folder)
+        finally:
+            Path(way).chmod(mode)
+    finally:
+        os.close(file)

@@ -36,7 +36,8 @@ def remove_run(root: Path, step: StepKey) -> None:
 def remove_tree(path: Path) -> None:
     """Remove a file, link or folder without following any link; harmless if there is none.
 
-    Folders whose permissions forbid it, as package caches make them, are removed too.
+    Folders whose permissions forbid it, as package caches make them, are removed too, and those
+    that lie in each other deeper than a path can say.
     """
     if path.is_symlink() or path.is_file():
         path.unlink(missing_ok=True)
@@ -44,9 +45,9 @@ def remove_tree(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         try:
             shutil.rmtree(path)
-        except PermissionError:
-            _permit(path)
-            shutil.rmtree(path)
+        except (PermissionError, RecursionError):
+            _flatten(path)
+            path.rmdir()
 
 
 def discard(path: Path) -> None:
@@ -72,11 +73,28 @@ def _below(root: Path, prefix: str) -> Path:
     return root.absolute() / prefix
 
 
-def _permit(path: Path) -> None:
-    pending = [path]
+def _flatten(root: Path) -> None:
+    """Remove what is in ``root``, which may be deeper than a path can say or be read-only.
+
+    What a folder holds is moved up into ``root`` first, so that nothing lies deeper than that.
+    """
+    root.chmod(0o700)
+    pending = [child.name for child in root.iterdir()]
     while pending:
-        folder = pending.pop()
-        folder.chmod(0o700)
-        pending += [
-            child for child in folder.iterdir() if child.is_dir() and not child.is_symlink()
-        ]
+        child = root / pending.pop()
+        if child.is_symlink() or not child.is_dir():
+            child.unlink()
+            continue
+        child.chmod(0o700)
+        for inner in child.iterdir():
+            name = uuid.uuid4().hex
+            _give_way(inner)
+            inner.rename(root / name)
+            pending.append(name)
+        child.rmdir()
+
+
+def _give_way(path: Path) -> None:
+    # To move a folder is to write into it, as its ".." changes.
+    if path.is_dir() and not path.is_symlink():
+        path.chmod(0o700)

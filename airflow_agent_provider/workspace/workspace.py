@@ -290,6 +290,8 @@ class Workspace:
         for folder in (self.path, self.home, git_dir):
             discard(folder)
         self.path.mkdir(parents=True)
+        # Whatever permissions an agent gives to its files, nobody else gets to them.
+        self.path.parent.chmod(0o700)
         self.home.mkdir(mode=0o700)
         run_git(["init", "--quiet", "--bare", "--template=", str(git_dir)], cwd=self.path)
         _borrow(git_dir, objects)
