@@ -100,6 +100,12 @@ _CURSOR = {
             "description": "Used where a step names no model; empty takes Cursor's own default.",
             "schema": {"type": ["string", "null"], "default": None},
         },
+        "requests_per_minute": {
+            "label": "Requests per minute",
+            "description": "What one triggerer may send in any minute; empty takes 20, which "
+            "Cursor grants by default.",
+            "schema": {"type": ["number", "null"], "default": None},
+        },
     },
 }
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 MAX_BACKOFF = 60.0
 #: Seconds between two looks at runs that the list shows as at work: a vendor may call an agent
 #: active whose run is over. The run that was looked at longest ago comes first.
-BACKSTOP = 30.0
+BACKSTOP = 60.0
 #: Refusals of the list in a row after which its runs are looked at one by one.
 _REFUSALS = 2
 
