@@ -40,6 +40,35 @@ AGENTS: dict[str, AgentSpec] = {
     spec.name: spec
     for spec in (
         AgentSpec(
+            name="acp",
+            title="ACP agent",
+            hook="airflow_agent_provider.hooks.acp.AcpHook",
+            operator="airflow_agent_provider.operators.acp.AcpAgentOperator",
+            connection="acp_default",
+            package="agent-client-protocol",
+            # What the protocol has; a single program may lack some of it.
+            capabilities=AgentCapabilities(
+                resume=True, read_only=True, usage=True, local=True, interrupt=True
+            ),
+        ),
+        AgentSpec(
+            name="claude",
+            title="Claude Code",
+            hook="airflow_agent_provider.hooks.claude.ClaudeHook",
+            operator="airflow_agent_provider.operators.claude.ClaudeAgentOperator",
+            connection="claude_default",
+            package="claude-agent-sdk",
+            capabilities=AgentCapabilities(
+                resume=True,
+                structured_output=True,
+                read_only=True,
+                usage=True,
+                cost=True,
+                local=True,
+                interrupt=True,
+            ),
+        ),
+        AgentSpec(
             name="codex",
             title="OpenAI Codex",
             hook="airflow_agent_provider.hooks.codex.CodexHook",

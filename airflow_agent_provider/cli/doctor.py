@@ -92,7 +92,8 @@ def _git() -> Iterator[Finding]:
 
 
 def _sandbox(settings: Settings) -> Iterator[Finding]:
-    from airflow_agent_provider.sandbox.box import try_box, weaknesses
+    from airflow_agent_provider.sandbox.box import try_box
+    from airflow_agent_provider.sandbox.weaknesses import weaknesses
 
     wanted = settings.confinement.sandbox
     if wanted is Sandbox.OFF:

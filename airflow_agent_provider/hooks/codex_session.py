@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import stat
 import subprocess
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -33,7 +31,9 @@ from airflow_agent_provider.agents.loop import SessionLoop
 from airflow_agent_provider.agents.processes import MARK
 from airflow_agent_provider.agents.watch import within
 from airflow_agent_provider.hooks.codex_events import TurnReader, classify, trouble
+from airflow_agent_provider.hooks.instructions import read_instructions
 from airflow_agent_provider.hooks.local_session import LocalSession, unclassified
+from airflow_agent_provider.hooks.vendor import Vendor, refused_key
 from airflow_agent_provider.sandbox.box import Program
 from airflow_agent_provider.sandbox.door import Upstream
 
@@ -52,8 +52,6 @@ _TRIAL_SECONDS = 30.0
 _CLOSE_SECONDS = 5.0
 #: The project's instructions for agents: the first that exists, as Codex itself would choose.
 _INSTRUCTIONS = ("AGENTS.override.md", "AGENTS.md")
-#: Bytes of them that Codex reads.
-_INSTRUCTIONS_SIZE = 32 * 1024
 #: Folders that Codex's sandbox leaves behind, empty, in the workspace.
 _LEFTOVERS = (".codex", ".aws", ".agents")
 
@@ -86,16 +84,6 @@ class CodexOptions(BaseModel):
     effort: Literal["minimal", "low", "medium", "high", "xhigh"] | None = None
     retries: int = Field(default=1, ge=0, le=10)
     patience: float = Field(default=120.0, gt=0)
-
-
-@dataclass(frozen=True)
-class Vendor:
-    """How the connection reaches the model."""
-
-    conn_id: str
-    url: str
-    key: str = field(repr=False)
-    model: str | None
 
 
 class CodexSession(LocalSession):
@@ -206,7 +194,9 @@ class CodexSession(LocalSession):
         trust = f'[projects.{_toml(str(self._task.workspace))}]\ntrust_level = "untrusted"\n'
         (self._home / "config.toml").write_text(trust)
         # Of a project without trust Codex leaves out the instructions too, which are wanted.
-        (self._home / "AGENTS.md").write_bytes(_project_instructions(self._task.workspace))
+        (self._home / "AGENTS.md").write_bytes(
+            read_instructions(self._task.workspace, *_INSTRUCTIONS)
+        )
 
     def _boxed_program(self, program: Path) -> Program:
         return Program(
@@ -348,12 +338,7 @@ class CodexSession(LocalSession):
     def _failure(self, error: Any) -> AgentFailure:
         failure = classify(error)
         if isinstance(failure, AuthenticationFailed):
-            return AuthenticationFailed(
-                f"{self._vendor.url} refused the API key of the connection "
-                f"{self._vendor.conn_id!r}; correct its password in Airflow under Admin > "
-                "Connections",
-                raw=failure.raw,
-            )
+            return refused_key(self._vendor, failure.raw)
         return failure
 
     def _classify(self, error: Exception, doing: str) -> AgentFailure:
@@ -428,20 +413,6 @@ def _check_sandbox(program: Path, home: Path, environment: Mapping[str, str]) ->
 
 def _rollouts(home: Path, thread_id: str) -> list[Path]:
     return sorted((home / "sessions").rglob(f"rollout-*{thread_id}.jsonl"))
-
-
-def _project_instructions(workspace: Path) -> bytes:
-    for name in _INSTRUCTIONS:
-        # An agent may have put a link or a pipe there.
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-        with contextlib.suppress(OSError):
-            descriptor = os.open(workspace / name, flags)
-            try:
-                if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    return os.read(descriptor, _INSTRUCTIONS_SIZE)
-            finally:
-                os.close(descriptor)
-    return b""
 
 
 def _structured(message: str) -> Any:

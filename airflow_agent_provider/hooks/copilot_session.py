@@ -163,6 +163,16 @@ class CopilotSession(LocalSession):
             return None
         return Session("copilot", self._conversation.session_id)
 
+    @property
+    def model(self) -> str | None:
+        """The model that the step or the connection names."""
+        return self._model
+
+    @property
+    def metered(self) -> bool:
+        """False for a subscription, which counts premium requests and not tokens."""
+        return self._vendor.provider != "copilot"
+
     def turn(
         self, prompt: str, *, output_schema: Mapping[str, Any] | None = None
     ) -> Generator[AgentEvent, None, AgentResult]:

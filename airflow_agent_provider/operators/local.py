@@ -181,7 +181,7 @@ class LocalWork(AgentWork):
             self.attempt.session = session.session or self.attempt.session
             if event.kind is EventKind.USAGE:
                 self.attempt.model = session.model or self.attempt.model
-                self.attempt.spend(usage_of(event))
+                self.attempt.spend(usage_of(event), metered=session.metered)
             if event.kind is EventKind.SESSION:
                 # From here on, whoever comes next can continue the conversation.
                 self.attempt.save_checkpoint("session")

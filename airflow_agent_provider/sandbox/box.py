@@ -285,16 +285,6 @@ def try_box() -> str:
     return f"{program} works"
 
 
-def weaknesses() -> list[str]:
-    """Return what the box cannot bound on this worker, a line each."""
-    if os.geteuid() != 0:
-        return []
-    return [
-        "this worker runs as root: the number of processes in a box is not bounded, since the "
-        "kernel does not count root's; run workers as an ordinary user"
-    ]
-
-
 def _bubblewrap() -> str:
     found = shutil.which("bwrap")
     if found is None:
