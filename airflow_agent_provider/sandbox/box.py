@@ -37,6 +37,7 @@ from airflow_agent_provider.sandbox.cgroups import Cgroup, make_cgroup
 from airflow_agent_provider.sandbox.door import Door, Upstream
 from airflow_agent_provider.sandbox.leftovers import take_privileges
 from airflow_agent_provider.sandbox.preflight import check
+from airflow_agent_provider.sandbox.private import PrivateFolder
 from airflow_agent_provider.sandbox.size import SizeWatch
 from airflow_agent_provider.sandbox.syscalls import call_filter
 
@@ -48,9 +49,6 @@ _SOCKET = "/run/model.sock"
 _PUMP = "/run/pump.py"
 #: Seconds for what still runs in a box to end.
 _END_SECONDS = 5.0
-#: A unix socket's path has 107 characters at most.
-_SOCKET_FOLDER = "/tmp"
-
 
 #: What passes from the worker's environment into every box.
 _INHERITED = tuple(name for name in INHERITED if name not in ("PATH", "USER", "LOGNAME"))
@@ -88,7 +86,8 @@ class Box:
         self.task = task
         self.boxed = _boxed(task.confinement)
         # Not below the home or the workspace: nothing in here is the agent's.
-        self.folder = Path(tempfile.mkdtemp(prefix="agent-box-", dir=_SOCKET_FOLDER))
+        self._private = PrivateFolder()
+        self.folder = self._private.path
         self.wrapper = self.folder / "agent"
         self.mark = uuid.uuid4().hex
         self.door: Door | None = None
@@ -164,7 +163,7 @@ class Box:
         if self.door is not None:
             self.door.close()
         self._cgroup.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._private.close()
 
     def __enter__(self) -> Box:
         return self
