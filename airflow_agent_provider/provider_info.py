@@ -14,11 +14,102 @@ def get_provider_info() -> dict[str, Any]:
         "name": "AI coding agents",
         "description": "Coding agents (Cursor, GitHub Copilot, OpenAI Codex, …) as workflow steps.",
         "versions": [__version__],
-        "connection-types": [_CODEX, _COPILOT, _CURSOR, _AIRFLOW_API],
+        "connection-types": [_ACP, _CLAUDE, _CODEX, _COPILOT, _CURSOR, _AIRFLOW_API],
         "config": {"agents": _CONFIG},
         "cli": ["airflow_agent_provider.cli.get_agent_commands"],
     }
 
+
+_ACP = {
+    "connection-type": "acp",
+    "hook-class-name": "airflow_agent_provider.hooks.acp.AcpHook",
+    "hook-name": "ACP agent",
+    "ui-field-behaviour": {
+        "hidden-fields": ["login", "schema", "port"],
+        "relabeling": {"host": "Model API base URL", "password": "API key"},
+        "placeholders": {"host": "https://api.openai.com/v1", "password": "sk-…"},
+    },
+    "conn-fields": {
+        "preset": {
+            "label": "Agent",
+            "description": "A known agent, or none: then the command line says which it is.",
+            "schema": {
+                "type": ["string", "null"],
+                "enum": ["none", "qwen", "opencode", "gemini", "goose"],
+                "default": "none",
+            },
+        },
+        "model": {
+            "label": "Model",
+            "description": "Used where a step names no model.",
+            "schema": {"type": ["string", "null"], "default": None},
+        },
+        "command": {
+            "label": "Command line",
+            "description": "Starts the agent: the name of a program below [agents] programs, or "
+            "an absolute path, and its arguments. Empty takes the known agent's own.",
+            "schema": {"type": ["string", "null"], "default": None},
+        },
+        "environment": {
+            "label": "Environment",
+            "description": "Variables as JSON. {model_url}, {model_key}, {model} and {home} stand "
+            "for what the session has. No secrets: the agent's commands can read them.",
+            "schema": {"type": ["string", "null"], "default": None},
+        },
+        "api": {
+            "label": "Model API",
+            "description": "The kind of the model's API: openai, anthropic or gemini. Empty takes "
+            "the known agent's own, else openai.",
+            "schema": {"type": ["string", "null"], "default": None},
+        },
+        "read_only_folders": {
+            "label": "Read-only folders",
+            "description": "Folders of the worker that the program needs to see, one a line.",
+            "schema": {"type": ["string", "null"], "default": None},
+        },
+        "auth_method": {
+            "label": "Authentication method",
+            "description": "Id of the method that the agent wants to be authenticated by.",
+            "schema": {"type": ["string", "null"], "default": None},
+        },
+        "mode": {
+            "label": "Session mode",
+            "description": "Id of the agent's mode in which it works without asking.",
+            "schema": {"type": ["string", "null"], "default": None},
+        },
+        "read_only_mode": {
+            "label": "Read-only session mode",
+            "description": "Id of the agent's mode in which it changes nothing; only used where "
+            "there is no sandbox.",
+            "schema": {"type": ["string", "null"], "default": None},
+        },
+        "session_files": {
+            "label": "Session files",
+            "description": "Patterns, below the session's home, of the files by which another "
+            "worker continues a session, one a line; {id} stands for the session's id.",
+            "schema": {"type": ["string", "null"], "default": None},
+        },
+    },
+}
+
+_CLAUDE = {
+    "connection-type": "claude",
+    "hook-class-name": "airflow_agent_provider.hooks.claude.ClaudeHook",
+    "hook-name": "Claude Code",
+    "ui-field-behaviour": {
+        "hidden-fields": ["login", "schema", "port"],
+        "relabeling": {"host": "API base URL", "password": "API key"},
+        "placeholders": {"host": "https://api.anthropic.com", "password": "sk-ant-…"},
+    },
+    "conn-fields": {
+        "model": {
+            "label": "Model",
+            "description": "Used where a step names no model; empty takes Claude Code's own "
+            "default.",
+            "schema": {"type": ["string", "null"], "default": None},
+        },
+    },
+}
 
 _CODEX = {
     "connection-type": "codex",

@@ -30,9 +30,10 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from infra.local.agents import MODEL  # noqa: E402
 from infra.local.aws import Aws, start_ministack  # noqa: E402
 from infra.local.processes import Processes  # noqa: E402
-from infra.local.stack import BUCKET, FOREIGN, MODEL, TABLE  # noqa: E402
+from infra.local.stack import BUCKET, FOREIGN, TABLE  # noqa: E402
 
 PROCESSES = 3
 LATER = 4

@@ -14,7 +14,17 @@ from pathlib import Path
 
 import pytest
 
-_FOREIGN = ("AIRFLOW__", "AIRFLOW_CONN_", "AIRFLOW_VAR_", "AWS_", "OPENAI_", "CODEX_", "CURSOR_")
+_FOREIGN = (
+    "AIRFLOW__",
+    "AIRFLOW_CONN_",
+    "AIRFLOW_VAR_",
+    "AWS_",
+    "OPENAI_",
+    "CODEX_",
+    "CURSOR_",
+    "ANTHROPIC_",
+    "CLAUDE",
+)
 
 # Airflow reads its settings when it is first imported, which is when tests are collected.
 for _name in [name for name in os.environ if name.startswith(_FOREIGN)]:

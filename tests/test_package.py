@@ -20,9 +20,18 @@ from airflow_agent_provider.provider_info import get_provider_info
 
 ROOT = Path(__file__).parents[1]
 NAME = "airflow-agent-provider"
-TYPES = ("codex", "copilot", "cursor", "airflow_api")
+TYPES = ("acp", "claude", "codex", "copilot", "cursor", "airflow_api")
 #: What no parse of a DAG may import: vendors' SDKs, and what opens a connection to AWS.
-HEAVY = ("openai_codex", "copilot", "boto3", "botocore", "airflow_client", "moto")
+HEAVY = (
+    "acp",
+    "claude_agent_sdk",
+    "openai_codex",
+    "copilot",
+    "boto3",
+    "botocore",
+    "airflow_client",
+    "moto",
+)
 
 
 def _python(code: str, **env: str) -> str:
@@ -55,7 +64,7 @@ def test_the_distribution_says_what_it_is() -> None:
     assert about["Version"] == __version__
     assert about["License-Expression"] == "Apache-2.0"
     assert about["Requires-Python"] == ">=3.11"
-    assert {"codex", "copilot", "cursor", "all", "dev"} <= set(
+    assert {"acp", "claude", "codex", "copilot", "cursor", "all", "dev"} <= set(
         about.get_all("Provides-Extra") or []
     )
 
@@ -116,6 +125,7 @@ def test_what_every_process_loads_imports_nothing_heavy() -> None:
     modules = (
         "airflow_agent_provider.plugin",
         "airflow_agent_provider.provider_info",
+        "airflow_agent_provider.operators.acp",
         "airflow_agent_provider.operators.codex",
         "airflow_agent_provider.operators.copilot",
         "airflow_agent_provider.operators.cursor",

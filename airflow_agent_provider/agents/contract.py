@@ -320,6 +320,11 @@ class AgentSession(ABC):
         return None
 
     @property
+    def metered(self) -> bool:
+        """Whether the account pays by tokens, so that list prices tell what a turn costs."""
+        return True
+
+    @property
     def boxed(self) -> bool | None:
         """Whether the program runs inside the box; None where none runs on this worker."""
         return None

@@ -23,6 +23,7 @@ class AgentSpec:
     :param hook: import path of its hook.
     :param operator: import path of its operator.
     :param connection: id of the connection that is used where a step names none.
+    :param package: the distribution that the hook needs.
     :param capabilities: what it can do.
     """
 
@@ -31,6 +32,7 @@ class AgentSpec:
     hook: str
     operator: str
     connection: str
+    package: str
     capabilities: AgentCapabilities
 
 
@@ -38,11 +40,41 @@ AGENTS: dict[str, AgentSpec] = {
     spec.name: spec
     for spec in (
         AgentSpec(
+            name="acp",
+            title="ACP agent",
+            hook="airflow_agent_provider.hooks.acp.AcpHook",
+            operator="airflow_agent_provider.operators.acp.AcpAgentOperator",
+            connection="acp_default",
+            package="agent-client-protocol",
+            # What the protocol has; a single program may lack some of it.
+            capabilities=AgentCapabilities(
+                resume=True, read_only=True, usage=True, local=True, interrupt=True
+            ),
+        ),
+        AgentSpec(
+            name="claude",
+            title="Claude Code",
+            hook="airflow_agent_provider.hooks.claude.ClaudeHook",
+            operator="airflow_agent_provider.operators.claude.ClaudeAgentOperator",
+            connection="claude_default",
+            package="claude-agent-sdk",
+            capabilities=AgentCapabilities(
+                resume=True,
+                structured_output=True,
+                read_only=True,
+                usage=True,
+                cost=True,
+                local=True,
+                interrupt=True,
+            ),
+        ),
+        AgentSpec(
             name="codex",
             title="OpenAI Codex",
             hook="airflow_agent_provider.hooks.codex.CodexHook",
             operator="airflow_agent_provider.operators.codex.CodexAgentOperator",
             connection="codex_default",
+            package="openai-codex",
             capabilities=AgentCapabilities(
                 resume=True,
                 structured_output=True,
@@ -58,6 +90,7 @@ AGENTS: dict[str, AgentSpec] = {
             hook="airflow_agent_provider.hooks.copilot.CopilotHook",
             operator="airflow_agent_provider.operators.copilot.CopilotAgentOperator",
             connection="copilot_default",
+            package="github-copilot-sdk",
             capabilities=AgentCapabilities(
                 resume=True,
                 structured_output=True,
@@ -73,6 +106,7 @@ AGENTS: dict[str, AgentSpec] = {
             hook="airflow_agent_provider.hooks.cursor.CursorHook",
             operator="airflow_agent_provider.operators.cursor.CursorAgentOperator",
             connection="cursor_default",
+            package="httpx",
             capabilities=AgentCapabilities(
                 resume=True, usage=True, cost=True, hosted=True, interrupt=True
             ),

@@ -26,10 +26,26 @@ Result = TypeVar("Result")
 _QUEUE_LENGTH = 1000
 #: Seconds between two looks of a full reader at whether anybody still listens.
 _ABANDON_POLL = 0.5
+#: Seconds between two looks at trouble that no event tells of.
+_STANDING_POLL = 1.0
 
 
 class Overdue(Exception):
     """A call took longer than it may."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Trouble that no event tells of: requests to the model that failed, one after the other.
+
+    :param failure: what the latest of them was.
+    :param since: the monotonic clock's seconds of the first one, after which none succeeded.
+    :param latest: the monotonic clock's seconds of the latest one.
+    """
+
+    failure: AgentFailure
+    since: float
+    latest: float
 
 
 def within(seconds: float, call: Callable[[], Result], what: str) -> Result:
@@ -65,6 +81,7 @@ def watched(
     interrupt: Callable[[], None],
     *,
     trouble: Callable[[Event], AgentFailure | None] = lambda _: None,
+    standing: Callable[[], Standing | None] | None = None,
     patience: float = 30.0,
     grace: float = 5.0,
 ) -> Iterator[Event]:
@@ -78,19 +95,24 @@ def watched(
         its own, at most once, and also when the caller stops listening early.
     :param trouble: returns the failure that an event announces where the vendor tries again by
         itself. Such an event is no sign of life.
+    :param standing: returns the trouble that an agent hides behind retries of its own, as it is
+        now. It outlasts the signs of life that such retries give; where it came after the last
+        one, it is raised in place of a stall.
     :param patience: seconds of nothing but trouble after which its latest failure is raised.
     :param grace: seconds that the agent has to end its turn once interrupted; its events of that
         time are still yielded, the usage among them.
     :raises TimedOut: after the deadline.
     :raises Stalled: after the stall time without an event.
-    :raises AgentFailure: the failure of ``trouble``; any exception of ``events`` comes unchanged.
+    :raises AgentFailure: the failure of ``trouble`` or ``standing``; any exception of ``events``
+        comes unchanged.
     """
     reader = _Reader(events)
-    patrol = _Patrol(limits, patience)
+    patrol = _Patrol(limits, patience, standing or (lambda: None))
+    longest = math.inf if standing is None else _STANDING_POLL
     at_work = True
     try:
         while (failure := patrol.verdict()) is None:
-            item = reader.get(patrol.wait())
+            item = reader.get(min(patrol.wait(), longest))
             if isinstance(item, _End):
                 at_work = False
                 if item.error is not None:
@@ -183,13 +205,19 @@ class _Reader(Generic[Event]):
 class _Patrol:
     """Knows how long the step may still wait, and why no longer."""
 
-    def __init__(self, limits: Limits, patience: float) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        patience: float,
+        standing: Callable[[], Standing | None] = lambda: None,
+    ) -> None:
         self._limits = limits
         self._patience = patience
+        self._standing = standing
         self._trouble: AgentFailure | None = None
         self._troubled_since = math.inf
         self._silent = 0.0
-        self._waiting_since = time.monotonic()
+        self._alive = self._waiting_since = time.monotonic()
 
     def wait(self) -> float:
         """Return for how many seconds nothing can be wrong."""
@@ -205,7 +233,13 @@ class _Patrol:
             return TimedOut(f"the attempt's timeout of {self._limits.timeout:g} s is over")
         if self._trouble is not None and now >= self._troubled_since + self._patience:
             return self._trouble
+        standing = self._standing()
+        if standing is not None and standing.latest - standing.since >= self._patience:
+            return standing.failure
         if self._silence(now) >= self._limits.stall:
+            # A request may fail while the agent is at work on something else; that is no reason.
+            if standing is not None and standing.latest > self._alive:
+                return standing.failure
             return Stalled(f"the agent gave no sign of life for {self._limits.stall:g} s")
         return None
 
@@ -214,6 +248,7 @@ class _Patrol:
         now = time.monotonic()
         if trouble is None:
             self._silent, self._troubled_since = 0.0, math.inf
+            self._alive = now
         else:
             self._silent = self._silence(now)
             self._troubled_since = min(self._troubled_since, now)

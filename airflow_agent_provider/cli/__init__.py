@@ -15,6 +15,15 @@ def get_agent_commands() -> list[Any]:
         func=lazy_load_command("airflow_agent_provider.cli.validate.validate"),
         args=(Arg(("paths",), nargs="+", metavar="PATH", help="Workflow file, or folder of them"),),
     )
+    doctor = ActionCommand(
+        name="doctor",
+        help="Look at what agents need on this machine; print what mends what is missing",
+        func=lazy_load_command("airflow_agent_provider.cli.doctor.doctor"),
+        args=(
+            Arg(("agent",), nargs="*", metavar="AGENT", help="Only these agents"),
+            Arg(("--online",), action="store_true", help="Ask the vendors about the keys, too"),
+        ),
+    )
     mirror = GroupCommand(
         name="mirror",
         help="The copy of workflow state in DynamoDB",
@@ -35,6 +44,6 @@ def get_agent_commands() -> list[Any]:
         GroupCommand(
             name="agents",
             help="Coding agents as workflow steps",
-            subcommands=(validate, mirror),
+            subcommands=(validate, doctor, mirror),
         )
     ]

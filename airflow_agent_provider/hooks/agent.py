@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import tempfile
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 
 from airflow_agent_provider.agents.contract import AgentCapabilities, AgentSession, AgentTask, Usage
-from airflow_agent_provider.agents.failures import AgentFailure, AuthenticationFailed
+from airflow_agent_provider.agents.failures import (
+    AgentFailure,
+    AuthenticationFailed,
+    InvalidDefinition,
+)
 from airflow_agent_provider.agents.registry import AGENTS, AgentSpec
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
+
+#: Seconds for an agent's program to tell its version.
+_VERSION_SECONDS = 60.0
 
 
 class AgentHook(BaseHook):
@@ -80,6 +91,49 @@ class LocalAgentHook(AgentHook):
 
         :raises AgentFailure: if it does not start, or the session cannot be continued.
         """
+
+    @abstractmethod
+    def program_version(self) -> str:
+        """Start the agent's program, and return what it says of its version.
+
+        :raises InvalidDefinition: if it is missing or does not start; the reason has the command
+            that mends it.
+        """
+
+
+def ask_version(command: Sequence[str], title: str, install: str) -> str:
+    """Return the first line that a program prints, asked for its version.
+
+    :param command: the program and its arguments.
+    :param title: the agent's name for users.
+    :param install: how it is installed, for the error.
+    :raises InvalidDefinition: if it does not run.
+    """
+    with tempfile.TemporaryDirectory(prefix="agent-version-") as home:
+        (Path(home) / "tmp").mkdir()
+        environment = {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "HOME": home,
+            "TMPDIR": str(Path(home) / "tmp"),
+        }
+        try:
+            done = subprocess.run(
+                list(command),
+                env=environment,
+                cwd=home,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_VERSION_SECONDS,
+                check=True,
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            words = str(getattr(error, "stderr", None) or error).strip()[-2000:]
+            raise InvalidDefinition(
+                f"{title}'s program does not start; {install}", raw=words
+            ) from error
+    return done.stdout.strip().partition("\n")[0]
 
 
 @dataclass(frozen=True)

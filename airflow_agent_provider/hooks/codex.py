@@ -5,22 +5,24 @@ https://developers.openai.com/codex/sdk
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-from urllib.parse import urlsplit
+from typing import ClassVar
 
 import httpx
-from pydantic import ValidationError
 
 from airflow_agent_provider.agents.contract import Access, AgentTask, Sandbox
 from airflow_agent_provider.agents.failures import (
     AgentFailed,
     AgentFailure,
-    AuthenticationFailed,
     InvalidDefinition,
 )
-from airflow_agent_provider.hooks.agent import LocalAgentHook
-from airflow_agent_provider.hooks.codex_session import CodexOptions, CodexSession, Vendor
+from airflow_agent_provider.hooks.agent import LocalAgentHook, ask_version
+from airflow_agent_provider.hooks.codex_session import (
+    INSTALL,
+    CodexOptions,
+    CodexSession,
+    find_program,
+)
+from airflow_agent_provider.hooks.vendor import Vendor, read_options, read_vendor
 
 DEFAULT_URL = "https://api.openai.com/v1"
 #: Seconds that the connection's test waits for the vendor.
@@ -51,7 +53,7 @@ class CodexHook(LocalAgentHook):
             where its sandbox cannot work.
         :raises AgentFailure: if Codex does not start.
         """
-        options = _read_options(task.options)
+        options = read_options(CodexOptions, "Codex", task.options)
         unconfined = task.confinement.sandbox is not Sandbox.REQUIRED and options.sandbox == "off"
         if unconfined and task.access is Access.READ_ONLY:
             raise InvalidDefinition(
@@ -67,6 +69,10 @@ class CodexHook(LocalAgentHook):
             session.close()
             raise
         return session
+
+    def program_version(self) -> str:
+        """Start the program that comes with the SDK."""
+        return ask_version([str(find_program()), "--version"], "Codex", INSTALL)
 
     def test_connection(self) -> tuple[bool, str]:
         """Ask the vendor for its models with the connection's key."""
@@ -86,37 +92,4 @@ class CodexHook(LocalAgentHook):
         return False, f"{vendor.url} answers HTTP {answer.status_code}: {answer.text[:500]}"
 
     def _vendor(self) -> Vendor:
-        connection = self.connection()
-        key = (connection.password or "").strip()
-        if not key:
-            raise AuthenticationFailed(
-                f"the connection {self.conn_id!r} has no API key; set its password in Airflow "
-                f"under Admin > Connections"
-            )
-        model = connection.extra_dejson.get("model")
-        return Vendor(self.conn_id, self._url(connection), key, model or None)
-
-    def _url(self, connection: Any) -> str:
-        host = (connection.host or "").strip()
-        if not host:
-            return DEFAULT_URL
-        url = (host if "://" in host else f"https://{host}").rstrip("/")
-        if connection.port:
-            url = f"{url}:{connection.port}"
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-            raise InvalidDefinition(
-                f"the connection {self.conn_id!r} has the host {host!r}, which is no base URL; "
-                f"it should be like {DEFAULT_URL}"
-            )
-        return url
-
-
-def _read_options(values: Mapping[str, Any]) -> CodexOptions:
-    try:
-        return CodexOptions.model_validate(dict(values))
-    except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
-        )
-        names = ", ".join(CodexOptions.model_fields)
-        raise InvalidDefinition(f"Codex's options are: {names}; {faults}") from error
+        return read_vendor(self, DEFAULT_URL)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import stat
 import subprocess
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -33,7 +31,9 @@ from airflow_agent_provider.agents.loop import SessionLoop
 from airflow_agent_provider.agents.processes import MARK
 from airflow_agent_provider.agents.watch import within
 from airflow_agent_provider.hooks.codex_events import TurnReader, classify, trouble
+from airflow_agent_provider.hooks.instructions import read_instructions
 from airflow_agent_provider.hooks.local_session import LocalSession, unclassified
+from airflow_agent_provider.hooks.vendor import Vendor, refused_key
 from airflow_agent_provider.sandbox.box import Program
 from airflow_agent_provider.sandbox.door import Upstream
 
@@ -52,12 +52,10 @@ _TRIAL_SECONDS = 30.0
 _CLOSE_SECONDS = 5.0
 #: The project's instructions for agents: the first that exists, as Codex itself would choose.
 _INSTRUCTIONS = ("AGENTS.override.md", "AGENTS.md")
-#: Bytes of them that Codex reads.
-_INSTRUCTIONS_SIZE = 32 * 1024
 #: Folders that Codex's sandbox leaves behind, empty, in the workspace.
 _LEFTOVERS = (".codex", ".aws", ".agents")
 
-_INSTALL = "install it on the worker with: pip install 'airflow-agent-provider[codex]'"
+INSTALL = "install it on the worker with: pip install 'airflow-agent-provider[codex]'"
 
 #: Leads the prompt of a resumed session, since Codex tells the model what is not true.
 _RESUMED = (
@@ -88,16 +86,6 @@ class CodexOptions(BaseModel):
     patience: float = Field(default=120.0, gt=0)
 
 
-@dataclass(frozen=True)
-class Vendor:
-    """How the connection reaches the model."""
-
-    conn_id: str
-    url: str
-    key: str = field(repr=False)
-    model: str | None
-
-
 class CodexSession(LocalSession):
     """Codex at work for one task. Made by :meth:`CodexHook.start`."""
 
@@ -122,11 +110,11 @@ class CodexSession(LocalSession):
     def open(self) -> None:
         """Start the program and open the conversation."""
         with self._failures("start"):
-            program = _program()
+            program = find_program()
             self._make_home()
             box = self._open_box(self._boxed_program(program), self._upstream())
             if not box.boxed and self._options.sandbox == "codex":
-                _check_sandbox(program, {**os.environ, **self._environment()})
+                _check_sandbox(program, self._task.home, self._environment())
             seconds = self._patience()
             # The box ends with the thread that it was started from.
             self._codex = self._loop.run(_called(self._start_program), seconds, "starting Codex")
@@ -158,8 +146,8 @@ class CodexSession(LocalSession):
                 yield from self._follow(handle, reader)
             finally:
                 self._spent = reader.spent
-        if reader.status not in ("completed", "interrupted"):
-            raise self._failure(reader.error)
+            if reader.status not in ("completed", "interrupted"):
+                raise self._failure(reader.error)
         return AgentResult(
             status=reader.status,
             message=reader.message,
@@ -206,7 +194,9 @@ class CodexSession(LocalSession):
         trust = f'[projects.{_toml(str(self._task.workspace))}]\ntrust_level = "untrusted"\n'
         (self._home / "config.toml").write_text(trust)
         # Of a project without trust Codex leaves out the instructions too, which are wanted.
-        (self._home / "AGENTS.md").write_bytes(_project_instructions(self._task.workspace))
+        (self._home / "AGENTS.md").write_bytes(
+            read_instructions(self._task.workspace, *_INSTRUCTIONS)
+        )
 
     def _boxed_program(self, program: Path) -> Program:
         return Program(
@@ -329,27 +319,26 @@ class CodexSession(LocalSession):
 
     def _follow(self, handle: TurnHandle, reader: TurnReader) -> Iterator[AgentEvent]:
         self._handle = handle
+        notifications = self._watch(
+            handle.stream(), trouble=trouble, patience=self._options.patience
+        )
         try:
-            notifications = self._watch(
-                handle.stream(), trouble=trouble, patience=self._options.patience
-            )
             for notification in notifications:
                 if notification.method == "item/completed":
                     self._resumable = True
                     yield from self._announce()
                 yield from reader.events(notification)
+        except GeneratorExit:
+            # The box passes no signal on: only so is the end of the turn written down.
+            self.interrupt()
+            raise
         finally:
             self._handle = None
 
     def _failure(self, error: Any) -> AgentFailure:
         failure = classify(error)
         if isinstance(failure, AuthenticationFailed):
-            return AuthenticationFailed(
-                f"{self._vendor.url} refused the API key of the connection "
-                f"{self._vendor.conn_id!r}; correct its password in Airflow under Admin > "
-                "Connections",
-                raw=failure.raw,
-            )
+            return refused_key(self._vendor, failure.raw)
         return failure
 
     def _classify(self, error: Exception, doing: str) -> AgentFailure:
@@ -367,14 +356,15 @@ async def _called(call: Callable[[], Codex]) -> Codex:
     return call()
 
 
-def _program() -> Path:
+def find_program() -> Path:
+    """Return the program that comes with the SDK; InvalidDefinition where there is none."""
     try:
         import openai_codex  # noqa: F401
         from codex_cli_bin import bundled_codex_path
 
         return Path(bundled_codex_path())
     except (ImportError, FileNotFoundError) as error:
-        raise InvalidDefinition(f"OpenAI Codex is missing; {_INSTALL}", raw=str(error)) from error
+        raise InvalidDefinition(f"OpenAI Codex is missing; {INSTALL}", raw=str(error)) from error
 
 
 def _tool_folders() -> list[Path]:
@@ -388,15 +378,20 @@ def _tool_folders() -> list[Path]:
 _sandbox_works: set[Path] = set()
 
 
-def _check_sandbox(program: Path, environment: Mapping[str, str]) -> None:
+def _check_sandbox(program: Path, home: Path, environment: Mapping[str, str]) -> None:
     """Make sure that Codex's own sandbox works: commands fail without, and turns "complete"."""
     if program in _sandbox_works:
         return
     try:
         trial = subprocess.run(
             [str(program), "sandbox", "--", "true"],
-            env=dict(environment),
-            cwd="/",
+            env={
+                **environment,
+                "PATH": os.environ.get("PATH", os.defpath),
+                "HOME": str(home),
+                "TMPDIR": str(home / "tmp"),
+            },
+            cwd=home,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -418,20 +413,6 @@ def _check_sandbox(program: Path, environment: Mapping[str, str]) -> None:
 
 def _rollouts(home: Path, thread_id: str) -> list[Path]:
     return sorted((home / "sessions").rglob(f"rollout-*{thread_id}.jsonl"))
-
-
-def _project_instructions(workspace: Path) -> bytes:
-    for name in _INSTRUCTIONS:
-        # An agent may have put a link or a pipe there.
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-        with contextlib.suppress(OSError):
-            descriptor = os.open(workspace / name, flags)
-            try:
-                if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    return os.read(descriptor, _INSTRUCTIONS_SIZE)
-            finally:
-                os.close(descriptor)
-    return b""
 
 
 def _structured(message: str) -> Any:

@@ -20,8 +20,8 @@ from airflow_agent_provider.agents.failures import (
     AuthenticationFailed,
     InvalidDefinition,
 )
-from airflow_agent_provider.hooks.agent import LocalAgentHook
-from airflow_agent_provider.hooks.copilot_program import find_runtime
+from airflow_agent_provider.hooks.agent import LocalAgentHook, ask_version
+from airflow_agent_provider.hooks.copilot_program import VERSION, find_runtime
 from airflow_agent_provider.hooks.copilot_session import CopilotOptions, CopilotSession, Vendor
 from airflow_agent_provider.settings import load_settings
 
@@ -78,6 +78,17 @@ class CopilotHook(LocalAgentHook):
             session.close()
             raise
         return session
+
+    def program_version(self) -> str:
+        """Find the runtime, unpacking it where that is not done yet, and start it.
+
+        It has no option that tells its version, but ends well where it has nothing to do.
+        """
+        runtime = find_runtime(load_settings().programs)
+        ask_version(
+            [str(runtime.program), "--headless", "--stdio"], "Copilot", f"remove {runtime.folder}"
+        )
+        return f"copilot-runtime {VERSION} starts"
 
     def test_connection(self) -> tuple[bool, str]:
         """Ask the vendor for its models with the connection's key."""

@@ -56,6 +56,8 @@ _TOOL_KINDS = {
 }
 #: The argument that names what a tool works on, the first that is there.
 _SUBJECTS = ("command", "path", "pattern", "query", "url", "description", "prompt")
+#: Copilot's own last line under a command's output; the exit code is told beside it.
+_SHELL_END = re.compile(r"\n?<shellId: \S+ completed with exit code -?\d+>$")
 _PATCHED = re.compile(r"^\*\*\* (?:Add|Update|Delete) File: (?P<path>.+)$", re.MULTILINE)
 _DELETED = re.compile(r"^\*\*\* Delete File: ", re.MULTILINE)
 
@@ -98,7 +100,7 @@ class TurnReader:
         self._error: Any = None
         self._call: Any = None
         self._trouble: AgentFailure | None = None
-        self._filtered = False
+        self._finish = ""
         self._tools: dict[str, _Description] = {}
 
     @property
@@ -106,8 +108,14 @@ class TurnReader:
         """Why the turn has failed, if it has."""
         if self._error is not None:
             return classify(self._error, self._call, self._upstream())
-        if self._filtered and not self.message:
+        # Copilot itself takes both for success, and puts words of its own in the first one's place.
+        if self._finish == "content_filter":
             return PolicyViolation("the vendor's content filter withheld the answer")
+        if self._finish == "length":
+            return AgentFailed(
+                "the model's last answer was cut off at the most tokens that it may have; raise "
+                "the option max_output_tokens"
+            )
         return None
 
     @property
@@ -177,9 +185,10 @@ class TurnReader:
         kind, text, values = self._tools.pop(data.tool_call_id, unknown)
         code = _get(_get(data, "shell_execution"), "exit_code")
         told = _get(_get(data, "result"), "content") or _get(_get(data, "error"), "message")
+        output = _SHELL_END.sub("", str(told or ""))[-_OUTPUT_TAIL:]
         more = {
             **({} if code is None else {"exit_code": code}),
-            **({"output": str(told)[-_OUTPUT_TAIL:]} if told else {}),
+            **({"output": output} if output else {}),
         }
         yield AgentEvent(
             EventKind.TOOL_CALL_UPDATE,
@@ -193,7 +202,8 @@ class TurnReader:
     def _usage(self, event: Any) -> Iterator[AgentEvent]:
         data = event.data
         self._call = None
-        self._filtered = bool(_get(data, "content_filter_triggered"))
+        if not _of_sub_agent(event):
+            self._finish = _get(data, "finish_reason") or ""
         usage = Usage(
             input_tokens=_get(data, "input_tokens") or 0,
             cached_tokens=_get(data, "cache_read_tokens") or 0,
@@ -224,7 +234,7 @@ class TurnReader:
         yield from ()
 
     def _said_all(self, event: Any) -> Iterator[AgentEvent]:
-        self.silent = not _get(event.data, "aborted")
+        self.silent = self.silent or not _get(event.data, "aborted")
         yield from ()
 
     def _idle(self, event: Any) -> Iterator[AgentEvent]:
@@ -264,7 +274,11 @@ def ends_turn(event: Any) -> bool:
 
 
 def _type(event: Any) -> str:
-    return str(getattr(event.type, "value", event.type))
+    return _value(event.type)
+
+
+def _value(member: Any) -> str:
+    return str(getattr(member, "value", member) or "")
 
 
 def _get(data: Any, name: str) -> Any:
@@ -308,19 +322,36 @@ def classify(error: Any, call: Any = None, upstream: UpstreamFailure | None = No
     :param upstream: how the model's API last failed, as the door has seen it.
     """
     raw = _words(error, call, upstream)
-    code = _get(error, "error_code") or _get(call, "error_code")
-    for make in (_BY_CODE.get(str(code)), _BY_TYPE.get(str(_get(error, "error_type")))):
-        if make is not None:
-            return make(raw, upstream)
+    code = _get(error, "error_code") or _get(call, "error_code") or _code_in(raw)
     status = _get(error, "status_code") or _get(call, "status_code")
+    make = (
+        _BY_CODE.get(str(code))
+        or _BY_TYPE.get(str(_get(error, "error_type")))
+        or _BY_STATUS.get(status)
+        or (_by_words(raw) if status in (None, 400) else None)
+    )
+    if make is not None:
+        return make(raw, upstream)
+    if status is not None and status >= 500:
+        return Unavailable(f"the model's API answered with HTTP status {status}", raw=raw)
     if status is not None:
-        return _by_status(int(status), raw, upstream)
-    for words, make in _BY_WORDS:
-        if words in raw.lower():
-            return make(raw, upstream)
-    if str(getattr(_get(call, "failure_kind"), "value", "")) == "transport":
+        return AgentFailed(
+            f"the model's API refused the request with HTTP status {status}", raw=raw
+        )
+    if _value(_get(call, "failure_kind")) == "transport":
         return _unavailable(raw, upstream)
     return AgentFailed("Copilot failed", raw=raw or "Copilot gave no reason")
+
+
+def classify_upstream(upstream: UpstreamFailure) -> AgentFailure:
+    """Return the failure that the model's API answers with, where Copilot says nothing of it."""
+    raw, status = upstream.words, upstream.status
+    make = _BY_CODE.get(_code_in(raw)) or _BY_STATUS.get(status)
+    if make is not None:
+        return make(raw, upstream)
+    if status is None or status >= 500:
+        return _unavailable(raw, upstream)
+    return AgentFailed(f"the model's API refused the request with HTTP status {status}", raw=raw)
 
 
 def _words(error: Any, call: Any, upstream: UpstreamFailure | None) -> str:
@@ -330,14 +361,8 @@ def _words(error: Any, call: Any, upstream: UpstreamFailure | None) -> str:
     return "\n".join(dict.fromkeys(str(part) for part in parts if part))
 
 
-def _by_status(status: int, raw: str, upstream: UpstreamFailure | None) -> AgentFailure:
-    if status in _BY_STATUS:
-        return _BY_STATUS[status](raw, upstream)
-    if status >= 500:
-        return Unavailable(f"the model's API answered with HTTP status {status}", raw=raw)
-    if _BY_CODE.get(_code_in(raw)) is not None:
-        return _BY_CODE[_code_in(raw)](raw, upstream)
-    return AgentFailed(f"the model's API refused the request with HTTP status {status}", raw=raw)
+def _by_words(raw: str) -> _Make | None:
+    return next((make for words, make in _BY_WORDS if words in raw.lower()), None)
 
 
 def _code_in(raw: str) -> str:
@@ -389,6 +414,9 @@ _BY_CODE: dict[str, _Make] = {
     "context_length_exceeded": _context,
     "model_max_prompt_tokens_exceeded": _context,
     "rate_limit_exceeded": _rate_limited,
+    "server_error": _unavailable,
+    "server_is_overloaded": _unavailable,
+    "model_overloaded": _unavailable,
     "content_filter": _policy,
 }
 #: By Copilot's own category of the error; "query" says nothing.
@@ -400,7 +428,7 @@ _BY_TYPE: dict[str, _Make] = {
     "rate_limit": _rate_limited,
     "context_limit": _context,
 }
-_BY_STATUS: dict[int, _Make] = {
+_BY_STATUS: dict[int | None, _Make] = {
     401: _unauthorized,
     402: _quota,
     403: _unauthorized,
@@ -412,7 +440,10 @@ _BY_STATUS: dict[int, _Make] = {
 #: For errors that say no more than words, in small letters.
 _BY_WORDS: tuple[tuple[str, _Make], ...] = (
     ("prompt as too long", _context),
+    ("prompt is too long", _context),
     ("context limit", _context),
+    ("maximum context length", _context),
+    ("credit balance is too low", _quota),
     ("no github oauth token", _unauthorized),
     ("insufficient_quota", _quota),
     ("failed to get response from the ai model", _unavailable),

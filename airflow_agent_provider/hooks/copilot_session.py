@@ -29,9 +29,14 @@ from airflow_agent_provider.agents.failures import (
     Stalled,
 )
 from airflow_agent_provider.agents.loop import SessionLoop
-from airflow_agent_provider.hooks.copilot_events import TurnReader, begins_turn, ends_turn
+from airflow_agent_provider.hooks.copilot_events import (
+    TurnReader,
+    begins_turn,
+    classify_upstream,
+    ends_turn,
+)
 from airflow_agent_provider.hooks.copilot_permissions import Judge
-from airflow_agent_provider.hooks.copilot_program import Runtime
+from airflow_agent_provider.hooks.copilot_program import VERSION, Runtime
 from airflow_agent_provider.hooks.local_session import LocalSession, unclassified
 from airflow_agent_provider.sandbox.box import Program
 from airflow_agent_provider.sandbox.door import Upstream, UpstreamFailure
@@ -145,10 +150,11 @@ class CopilotSession(LocalSession):
             box = self._open_box(self._boxed_program(), self._vendor.upstream)
             if self._vendor.provider == "copilot":
                 box.write_wrapper({"COPILOT_API_URL": box.model_url})
-            self._loop.run(self._start_program(), self._patience(), "starting Copilot")
-            self._conversation = self._loop.run(
-                self._open_conversation(), self._patience(), "opening the session"
-            )
+            seconds = self._patience()
+            self._loop.run(self._start_program(), seconds, "starting Copilot")
+            seconds = self._patience()
+            opened = self._loop.run(self._open_conversation(), seconds, "opening the session")
+            self._conversation = opened
 
     @property
     def session(self) -> Session | None:
@@ -156,6 +162,16 @@ class CopilotSession(LocalSession):
         if self._conversation is None:
             return None
         return Session("copilot", self._conversation.session_id)
+
+    @property
+    def model(self) -> str | None:
+        """The model that the step or the connection names."""
+        return self._model
+
+    @property
+    def metered(self) -> bool:
+        """False for a subscription, which counts premium requests and not tokens."""
+        return self._vendor.provider != "copilot"
 
     def turn(
         self, prompt: str, *, output_schema: Mapping[str, Any] | None = None
@@ -221,10 +237,16 @@ class CopilotSession(LocalSession):
     async def _start_program(self) -> None:
         try:
             from copilot import CopilotClient, RuntimeConnection
+            from copilot._cli_version import CLI_VERSION
         except ImportError as error:
             raise InvalidDefinition(
                 f"GitHub Copilot's SDK is missing; {_INSTALL}", raw=str(error)
             ) from error
+        if CLI_VERSION != VERSION:
+            raise InvalidDefinition(
+                f"the installed Copilot SDK works with Copilot {CLI_VERSION}, not with {VERSION}; "
+                f"{_INSTALL}"
+            )
         subscription = self._vendor.provider == "copilot"
         self._client = CopilotClient(
             connection=RuntimeConnection.for_stdio(path=str(self.box.wrapper)),
@@ -238,6 +260,7 @@ class CopilotSession(LocalSession):
 
     async def _open_conversation(self) -> Conversation:
         assert self._client is not None
+        await self._check_model(self._client)
         earlier = self._task.session
         if earlier is not None:
             why = f"the files of {earlier.id} are not here"
@@ -251,6 +274,23 @@ class CopilotSession(LocalSession):
                     why = str(error)
             self._notices.append(f"The session cannot be continued, a new one starts: {why}")
         return await self._client.create_session(name=_NAME, **self._settings())
+
+    async def _check_model(self, client: CopilotClient) -> None:
+        """Refuse a model that the subscription has not: Copilot would silently take another.
+
+        Without an answer to this, Copilot would go to the vendor's own address instead of the door.
+        """
+        if self._vendor.provider != "copilot":
+            return
+        try:
+            models = [model.id for model in await client.list_models()]
+        except ValueError:
+            return  # There was an answer, though one that the SDK cannot read.
+        if self._model is not None and self._model not in models:
+            raise InvalidDefinition(
+                f"this Copilot subscription has no model {self._model!r}; it has: "
+                f"{', '.join(sorted(models))}"
+            )
 
     def _settings(self) -> dict[str, Any]:
         settings: dict[str, Any] = {
@@ -374,6 +414,9 @@ class CopilotSession(LocalSession):
 
     def _classify(self, error: Exception, doing: str) -> AgentFailure:
         raw = f"{type(error).__name__}: {error}"
+        upstream = self._upstream_failure() if self._box is not None else None
+        if doing == "start" and upstream is not None:
+            return self._explained(classify_upstream(upstream))
         if doing == "start":
             return AgentFailed("Copilot did not start", raw=raw)
         if _gone(error):

@@ -11,10 +11,12 @@ from airflow_agent_provider.agents.contract import AgentEvent, AgentSession, Age
 from airflow_agent_provider.agents.failures import (
     AgentFailed,
     AgentFailure,
+    RateLimited,
     Stalled,
     TimedOut,
 )
-from airflow_agent_provider.agents.watch import Overdue, watched
+from airflow_agent_provider.agents.model_errors import failure_of_answer
+from airflow_agent_provider.agents.watch import Overdue, Standing, watched
 from airflow_agent_provider.sandbox.box import Box, Program, open_box
 from airflow_agent_provider.sandbox.door import Upstream
 
@@ -119,8 +121,22 @@ class LocalSession(AgentSession):
     ) -> Iterator[Event]:
         """Yield a turn's events within the task's limits; see :func:`.watch.watched`."""
         return watched(
-            events, self._task.limits, self.interrupt, trouble=trouble, patience=patience
+            events,
+            self._task.limits,
+            self.interrupt,
+            trouble=trouble,
+            standing=self._standing,
+            patience=patience,
         )
+
+    def _standing(self) -> Standing | None:
+        """Return what the door saw last, where it was a failure: agents may hide it."""
+        door = self._box.door if self._box is not None else None
+        last = door.last_failure if door is not None else None
+        if last is None:
+            return None
+        failure = failure_of_answer(last.status, last.words, last.retry_after)
+        return Standing(failure, last.since, last.at)
 
     @contextlib.contextmanager
     def _failures(self, doing: str) -> Iterator[None]:
@@ -133,11 +149,27 @@ class LocalSession(AgentSession):
         except (GeneratorExit, KeyboardInterrupt, SystemExit):
             raise
         except AgentFailure as failure:
+            failure = self._explained(self._with_wait(failure))
             raise self._box_failure() or failure from failure.__cause__
         except Overdue as error:
             raise self._box_failure() or self._overdue(error) from error
         except Exception as error:
             raise self._box_failure() or self._classify(error, doing) from error
+
+    def _with_wait(self, failure: AgentFailure) -> AgentFailure:
+        """Return a rate limit with the seconds to wait that the door has seen the vendor say."""
+        door = self._box.door if self._box is not None else None
+        last = door.last_failure if door is not None else None
+        if not isinstance(failure, RateLimited) or failure.retry_after is not None or last is None:
+            return failure
+        return RateLimited(failure.reason, raw=failure.raw, retry_after=last.retry_after)
+
+    def _explained(self, failure: AgentFailure) -> AgentFailure:
+        """Return ``failure`` with a reason that names the next step, where the subclass knows one.
+
+        The base knows none.
+        """
+        return failure
 
     def _box_failure(self) -> AgentFailure | None:
         # Whatever the program's end looks like: it was the box that ended it.

@@ -444,13 +444,15 @@ class Attempt:
         """What this attempt took, with its cost by the vendor or else by the price list."""
         return self._usage
 
-    def spend(self, usage: Usage) -> None:
+    def spend(self, usage: Usage, *, metered: bool = True) -> None:
         """Count what a turn has taken since the last call.
 
+        :param usage: what it has taken.
+        :param metered: whether list prices tell its cost, where the vendor does not.
         :raises BudgetExceeded: if the run's budget is spent by that.
         """
         model = self.model or self.agent.choice.model
-        if usage.cost is None and usage.total_tokens:
+        if usage.cost is None and metered:
             usage = replace(usage, cost=self._prices.cost(model, usage))
         self._usage = add_known(self._usage, usage)
         self.ledger.record(self._usage, model)

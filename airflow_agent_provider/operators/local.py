@@ -60,7 +60,7 @@ class LocalWork(AgentWork):
         self._lost: Interrupted | None = None
         self._files: Mapping[str, Path] = {}
         self._kept_at: float | None = None
-        self._wrapping_up = threading.Event()
+        self._wrapped_up = False
         self._transcript = Transcript(attempt.put_segment, redact, self.log)
 
     def work(self) -> Work:
@@ -125,7 +125,7 @@ class LocalWork(AgentWork):
         return Work(answer, self._judge(answer))
 
     def _judge(self, answer: AgentResult) -> Verdict:
-        if not self._wrapping_up.is_set():
+        if not self._wrapped_up:
             return self.attempt.judge(answer)
         over = TimedOut(
             f"{WRAP_UP_SHARE:.0%} of the attempt's timeout of {self.attempt.limits.timeout:g} s "
@@ -140,16 +140,17 @@ class LocalWork(AgentWork):
             raise over from fault
 
     def _is_late(self) -> bool:
-        return self._wrapping_up.is_set() or self.attempt.limits.remaining <= 0
+        return self._wrapped_up or self.attempt.limits.remaining <= 0
 
     def _turn_to_its_end(self, session: AgentSession, prompt: str) -> AgentResult:
         """Let the agent do a turn, and one more to wrap up if its time is nearly over."""
-        with self._reminder(session):
+        with self._reminder(session) as reminded:
             answer = self._turn(session, prompt)
-        if answer.status != "completed" and self._wrapping_up.is_set():
+        if answer.status != "completed" and reminded.is_set():
             self._raise_if_lost()
             self.log.warning("The attempt's time is nearly over: the agent is asked to wrap up")
             self.attempt.save_checkpoint("before wrapping up")
+            self._wrapped_up = True
             answer = self._turn(session, WRAP_UP)
         self._raise_if_lost()
         if answer.status != "completed":
@@ -162,9 +163,9 @@ class LocalWork(AgentWork):
 
     def _reminder(self, session: AgentSession) -> _Reminder:
         limits = self.attempt.limits
-        can = AGENTS[self.choice.agent].capabilities.interrupt and not self._wrapping_up.is_set()
+        can = AGENTS[self.choice.agent].capabilities.interrupt and not self._wrapped_up
         left = limits.remaining - (1 - WRAP_UP_SHARE) * limits.timeout
-        return _Reminder(session, self._wrapping_up, left if can else None)
+        return _Reminder(session, left if can else None)
 
     def _follow(
         self, session: AgentSession, events: Generator[AgentEvent, None, AgentResult]
@@ -180,7 +181,7 @@ class LocalWork(AgentWork):
             self.attempt.session = session.session or self.attempt.session
             if event.kind is EventKind.USAGE:
                 self.attempt.model = session.model or self.attempt.model
-                self.attempt.spend(usage_of(event))
+                self.attempt.spend(usage_of(event), metered=session.metered)
             if event.kind is EventKind.SESSION:
                 # From here on, whoever comes next can continue the conversation.
                 self.attempt.save_checkpoint("session")
@@ -242,22 +243,24 @@ class LocalWork(AgentWork):
 class _Reminder:
     """Interrupts a turn when the time to wrap up has come. A context manager.
 
+    It yields an event that is set when the turn was interrupted for that.
+
     :param session: the agent.
-    :param told: set when it was interrupted for that.
     :param seconds: until then; None for never.
     """
 
-    def __init__(self, session: AgentSession, told: threading.Event, seconds: float | None) -> None:
+    def __init__(self, session: AgentSession, seconds: float | None) -> None:
         self._session = session
-        self._told = told
+        self._told = threading.Event()
         self._timer = None
         if seconds is not None:
             self._timer = threading.Timer(max(0.0, seconds), self._remind)
             self._timer.daemon = True
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> threading.Event:
         if self._timer is not None:
             self._timer.start()
+        return self._told
 
     def __exit__(self, *_: object) -> None:
         if self._timer is not None:

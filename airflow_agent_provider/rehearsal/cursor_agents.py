@@ -56,7 +56,7 @@ class Play:
         """Return the failure that answers the request at hand, and count it."""
         with self._changed:
             fail = self._fail()
-            if fail is None or fail.how in ("error", "hang"):
+            if fail is None or fail.how in ("error", "hang", "silence"):
                 return None
             self._count(fail)
             return fail
@@ -72,7 +72,7 @@ class Play:
         with self._changed:
             while True:
                 fail = self._fail()
-                if fail is None or fail.how in ("error", "hang"):
+                if fail is None or fail.how in ("error", "hang", "silence"):
                     break
                 if ended.is_set():
                     raise Ended
@@ -281,7 +281,7 @@ def _run_command(agent: Agent, run: Run, command: str) -> None:
 
 
 def _fail(run: Run, fail: Fail) -> None:
-    if fail.how == "hang":
+    if fail.how in ("hang", "silence"):
         run.processes.ended.wait()
         raise Ended
     message = fail.message or "the rehearsal script says so"

@@ -278,11 +278,21 @@ def _boxed(confinement: Confinement) -> bool:
 def works() -> bool:
     """Return whether this worker can make a box at all, as seen by one trial."""
     try:
-        with tempfile.TemporaryDirectory(prefix="agent-box-") as folder:
-            check(_bubblewrap(), Bounds(Path(folder), writable=[Path(folder)]))
+        try_box()
     except InvalidDefinition:
         return False
     return True
+
+
+def try_box() -> str:
+    """Make a box that shows nothing; return the program that did it.
+
+    :raises InvalidDefinition: where this worker cannot.
+    """
+    program = _bubblewrap()
+    with tempfile.TemporaryDirectory(prefix="agent-box-") as folder:
+        check(program, Bounds(Path(folder), writable=[Path(folder)]))
+    return f"{program} works"
 
 
 def _bubblewrap() -> str:

@@ -100,7 +100,7 @@ class Mirror:
     """
 
     def __init__(self, mirrors: Path, repository: Repository) -> None:
-        _check_git()
+        check_git()
         self.repository = repository
         digest = hashlib.sha256(repository.name.encode()).hexdigest()[:32]
         self.git = Git(mirrors / digest)
@@ -315,7 +315,8 @@ def _shown(ref: str, refs: Mapping[str, str]) -> str:
 _checked = False
 
 
-def _check_git() -> None:
+def check_git() -> None:
+    """Make sure that this worker has a git that is new enough; Unavailable where it has not."""
     global _checked
     if _checked:
         return

@@ -18,8 +18,9 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
+from infra.local.agents import rehearsal_connections
 from infra.local.api import AirflowApi
 from infra.local.aws import ROOT, Aws, free_ports, port_answers, start_ministack
 from infra.local.processes import Child, Processes
@@ -28,11 +29,10 @@ BUCKET = "airflow-agents"
 TABLE = "airflow-agents"
 USER = "admin"
 #: How the variables begin that say how to reach what is not of this machine.
-FOREIGN = ("AIRFLOW_", "AWS_", "OPENAI_", "CODEX_", "CURSOR_")
-#: The model whose tools the scripted model server speaks.
-MODEL = "gpt-5.5"
-#: Seconds between two looks at a hosted run; the stand-in grants more than the vendor does.
-POLL_INTERVAL = 0.5
+FOREIGN = (
+    "AIRFLOW_", "AWS_", "OPENAI_", "CODEX_", "CURSOR_", "ANTHROPIC_", "CLAUDE_", "COPILOT_", "GH_",
+    "GITHUB_TOKEN",
+)  # fmt: skip
 
 
 class Stack:
@@ -175,11 +175,8 @@ class Stack:
         self.processes.start(
             "rehearsal", command, env=_own_env(), cwd=self.folder, ready=port_file.exists
         )
-        self._connections["codex_default"] = _agent(
-            "codex", f"http://127.0.0.1:{model}/v1", {"model": MODEL}
-        )
-        self._connections["cursor_default"] = _agent(
-            "cursor", f"http://127.0.0.1:{cursor}", {"poll_interval": POLL_INTERVAL}
+        self._connections.update(
+            rehearsal_connections(f"http://127.0.0.1:{model}", f"http://127.0.0.1:{cursor}")
         )
 
     def _start_airflow(self) -> None:
@@ -252,12 +249,6 @@ def _own_env() -> dict[str, str]:
     for name in ("no_proxy", "NO_PROXY"):
         own[name] = ",".join(filter(None, (own.get(name), "127.0.0.1", "localhost")))
     return own
-
-
-def _agent(kind: str, url: str, extra: Mapping[str, Any]) -> str:
-    # A key that cannot stand in any file: what agents leave is searched for Airflow's secrets.
-    key = f"key_{secrets.token_urlsafe(24)}"
-    return json.dumps({"conn_type": kind, "host": url, "password": key, "extra": extra})
 
 
 def _variable(setting: str) -> str:

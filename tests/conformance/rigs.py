@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import pytest
 
@@ -32,6 +33,7 @@ from airflow_agent_provider.hooks.agent import HostedAgentHook, LocalAgentHook, 
 from airflow_agent_provider.rehearsal.cursor_server import CursorServer
 from airflow_agent_provider.rehearsal.model_server import ModelServer
 from airflow_agent_provider.rehearsal.script import Script
+from airflow_agent_provider.settings import load_settings
 from airflow_agent_provider.triggers.hosted import wait_for_run
 
 PROMPT = "Do the work.\n\nStep: work of workflow conformance, run manual__1\n"
@@ -73,6 +75,8 @@ class Rig(ABC):
     """
 
     agent: ClassVar[str]
+    #: Whether it tells the tokens that it spends.
+    usage: ClassVar[bool] = True
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.folder = folder
@@ -136,8 +140,18 @@ class LocalRig(Rig):
     """An agent whose program runs here."""
 
     options: ClassVar[dict[str, Any]] = {}
+    #: Whether its sessions go on in a folder of another path.
+    moves: ClassVar[bool] = True
     #: What stands in the command line of the agent's program, and in no other's.
     program: ClassVar[str]
+
+    #: Modules of the vendor's SDK, which a test takes away.
+    sdk: ClassVar[tuple[str, ...]] = ()
+
+    def hide_program(self, patch: pytest.MonkeyPatch) -> None:
+        """Let the SDK be missing."""
+        for module in self.sdk:
+            patch.setitem(sys.modules, module, None)
 
     @property
     def home(self) -> Path:
@@ -172,6 +186,25 @@ class LocalRig(Rig):
         except AgentFailure as failure:
             attempt.failure = failure
         return attempt
+
+    def elsewhere(self) -> tuple[Path, Self]:
+        """Return the folder with what this rig has left, and the rig of another worker.
+
+        Every worker has the same paths for a step; agents whose sessions go on under other ones
+        have to show it.
+        """
+        if self.moves:
+            return self.folder, type(self)(self.folder / "elsewhere", self.patch)
+        left = self.folder / "left"
+        left.mkdir()
+        for folder in (self.workspace, self.home):
+            folder.rename(left / folder.name)
+        return left, type(self)(self.folder, self.patch)
+
+    def kept(self, home: Path, session: Session) -> list[Path]:
+        """Return the files that a killed agent has left of its session."""
+        files = (file for file in home.rglob("*") if session.id in file.as_posix())
+        return [file for file in files if file.is_file()]
 
     def start(self, **changes: Any) -> AgentSession:
         """Start the agent; the caller closes it."""
@@ -232,6 +265,7 @@ class CodexRig(LocalRig):
     # Codex repeats failed requests by itself, which would only make the suite slow.
     options: ClassVar[dict[str, Any]] = {"retries": 0, "patience": 3}
     program = "app-server"
+    sdk = ("openai_codex", "codex_cli_bin")
 
     def stand_in(self, script: Script) -> StandIn:
         """Return the scripted model."""
@@ -252,6 +286,100 @@ class CodexScriptRig(CodexRig):
     def extra(self) -> dict[str, Any]:
         """Name no model."""
         return {}
+
+
+class AcpRig(LocalRig):
+    """An agent that speaks the Agent Client Protocol, against the scripted model."""
+
+    agent = "acp"
+    options: ClassVar[dict[str, Any]] = {"patience": 3}
+
+    def stand_in(self, script: Script) -> StandIn:
+        """Return the scripted model."""
+        return ModelServer(script)
+
+    def connect(self, url: str, key: str = "sk-conformance-4711") -> None:
+        """Set the connection; these agents want the API's base URL."""
+        super().connect(f"{url}/v1", key)
+
+
+class AcpScriptedRig(AcpRig):
+    """The rehearsal's own agent, which asks before it does anything."""
+
+    program = "rehearsal.acp_agent"
+
+    def extra(self) -> dict[str, Any]:
+        """Return the connection's extras."""
+        root = Path(__file__).parents[2]
+        return {
+            "command": [sys.executable, "-m", "airflow_agent_provider.rehearsal.acp_agent"],
+            "environment": {
+                "OPENAI_BASE_URL": "{model_url}",
+                "OPENAI_API_KEY": "{model_key}",
+                "OPENAI_MODEL": "{model}",
+                "PYTHONPATH": str(root),
+            },
+            "model": "rehearsal",
+            "read_only_folders": [sys.prefix, str(root / "airflow_agent_provider")],
+            "read_only_mode": "read",
+            "session_files": ["sessions/{id}.json"],
+        }
+
+    def hide_program(self, patch: pytest.MonkeyPatch) -> None:
+        """Name a program that is not there."""
+        patch.setattr(self, "extra", lambda: {"command": ["/nowhere/agent"], "model": "x"})
+        assert self._stand_in is not None
+        self.connect(self._stand_in.url)
+
+
+class AcpQwenRig(AcpRig):
+    """The real Qwen Code program."""
+
+    program = "qwen-code"
+    moves = False
+
+    def extra(self) -> dict[str, Any]:
+        """Return the connection's extras."""
+        return {"preset": "qwen", "model": "rehearsal"}
+
+
+class AcpOpenCodeRig(AcpRig):
+    """The real OpenCode program: 350 MB, so it is tried where somebody has installed it.
+
+    ``npm install --prefix .programs opencode-ai@1.18.33``
+    """
+
+    program = "opencode"
+    moves = False
+    usage = False
+
+    def extra(self) -> dict[str, Any]:
+        """Return the connection's extras."""
+        # Where it makes room by itself, no overflow of the context is to be seen.
+        alone = {"OPENCODE_DISABLE_AUTOCOMPACT": "1"}
+        return {"preset": "opencode", "model": "rehearsal", "environment": alone}
+
+    def kept(self, home: Path, session: Session) -> list[Path]:
+        """Return its database, which holds all sessions."""
+        return [file for file in home.rglob("opencode.db*") if file.is_file()]
+
+
+class ClaudeRig(LocalRig):
+    """The real Claude Code program, against the scripted model."""
+
+    agent = "claude"
+    # Claude Code repeats failed requests by itself, which would only make the suite slow.
+    options: ClassVar[dict[str, Any]] = {"retries": 0, "patience": 3}
+    program = "stream-json"
+    sdk = ("claude_agent_sdk",)
+
+    def stand_in(self, script: Script) -> StandIn:
+        """Return the scripted model."""
+        return ModelServer(script)
+
+    def extra(self) -> dict[str, Any]:
+        """Return the connection's extras."""
+        return {"model": "claude-sonnet-5"}
 
 
 class CopilotRig(LocalRig):
@@ -286,11 +414,16 @@ class CursorRig(HostedRig):
 
 
 RIGS: dict[str, type[Rig]] = {
+    "acp-qwen": AcpQwenRig,
+    "acp-scripted": AcpScriptedRig,
+    "claude": ClaudeRig,
     "codex": CodexRig,
     "codex-default-model": CodexScriptRig,
     "copilot": CopilotRig,
     "cursor": CursorRig,
 }
+if (load_settings().programs / "node_modules" / ".bin" / "opencode").exists():
+    RIGS["acp-opencode"] = AcpOpenCodeRig
 
 
 def make_repository(folder: Path) -> None:

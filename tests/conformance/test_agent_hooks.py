@@ -35,8 +35,8 @@ from tests.conformance.rigs import PROMPT, RIGS, Attempt, HostedRig, LocalRig, R
 pytestmark = pytest.mark.integration
 
 LOCAL = [name for name, rig in RIGS.items() if issubclass(rig, LocalRig)]
-#: One rig of each local agent, for what does not depend on the model.
-EACH = list({RIGS[name].agent: name for name in reversed(LOCAL)}.values())
+#: One rig of each agent program, for what does not depend on the model.
+EACH = list({RIGS[name].program: name for name in reversed(LOCAL)}.values())
 WRITES = {"write": {"path": "docs/deep/plan.md", "content": "# Plan\n\n- one\n"}}
 HANGS = {"fail": {"how": "hang", "times": None}}
 
@@ -104,8 +104,8 @@ def test_it_changes_files_and_says_so(rig: Rig) -> None:
     assert (rig.workspace / "docs/deep/plan.md").read_text() == "# Plan\n\n- one\n"
     assert (rig.workspace / "README.md").read_text() == "replaced, without an end of line"
     assert (rig.workspace / "with space.txt").read_text() == "a\tb"
-    assert result.usage.input_tokens > 0
-    assert result.usage.output_tokens > 0
+    assert (result.usage.input_tokens > 0) is rig.usage
+    assert (result.usage.output_tokens > 0) is rig.usage
 
 
 def test_it_commits_nothing_by_itself(local: LocalRig) -> None:
@@ -140,17 +140,17 @@ def test_read_only_is_read_only(local: LocalRig) -> None:
 
 
 def test_events_come_while_it_works(local: LocalRig) -> None:
-    local.rehearse(WRITES, {"run": "sleep 0.5; echo out; exit 3"}, {"say": "Done."})
+    local.rehearse(WRITES, {"run": "sleep 0.5; touch late; echo out; exit 3"}, {"say": "Done."})
     attempt = Attempt()
     marks = []
     with local.start() as session:
         turn = session.turn(PROMPT)
         while not (marks and EventKind.MESSAGE in kinds(attempt.events)):
             attempt.events.append(next(turn))
-            marks.append((local.workspace / "docs").exists())
+            marks.append((local.workspace / "late").exists())
         follow(attempt, turn)
     assert kinds(attempt.events)[0] is EventKind.SESSION
-    # The first event came before the agent had written anything.
+    # They came before the agent had done all that they tell of.
     assert marks[0] is False
     edit, edited, ran, ended = [e for e in attempt.events if e.tool is not None]
     assert (edit.tool, edit.status) == (ToolKind.EDIT, ToolStatus.IN_PROGRESS)
@@ -167,10 +167,10 @@ def test_events_come_while_it_works(local: LocalRig) -> None:
     for event in attempt.events:
         if event.kind is EventKind.USAGE:
             values = dict(event.data)
-            assert values.pop("total_tokens") > 0
+            assert values.pop("total_tokens") > 0 or values["cost"] > 0
             spent += Usage(**values)
     assert spent == result.usage
-    assert result.usage.cached_tokens < result.usage.input_tokens
+    assert (result.usage.cached_tokens < result.usage.input_tokens) is local.usage
 
 
 def test_a_second_turn_continues_and_counts_its_own_tokens(local: LocalRig) -> None:
@@ -182,7 +182,8 @@ def test_a_second_turn_continues_and_counts_its_own_tokens(local: LocalRig) -> N
     assert (first.done.message, second.done.message) == ("first", "second")
     assert first.done.session == second.done.session
     assert (local.workspace / "docs/deep/plan.md").exists()
-    assert first.done.usage.output_tokens < second.done.usage.output_tokens
+    spent = first.done.usage.output_tokens, second.done.usage.output_tokens
+    assert spent[0] < spent[1] if local.usage else spent == (0, 0)
     assert EventKind.SESSION not in kinds(second.events)
 
 
@@ -218,6 +219,8 @@ def test_killed_in_mid_command_it_resumes_in_another_process_and_folder(local: L
     )
     try:
         eventually((local.workspace / "running").exists)
+        # Some agents write down a little later what they do.
+        eventually(lambda: any("touch running" in text for text in texts(local.home)))
     finally:
         os.kill(child.pid, signal.SIGKILL)
     lines = child.communicate(timeout=20)[0].splitlines()
@@ -227,16 +230,16 @@ def test_killed_in_mid_command_it_resumes_in_another_process_and_folder(local: L
     # The program and its command end, although nobody told them to.
     eventually(lambda: not processes_that_name(str(local.folder)))
 
-    moved = type(local)(local.folder / "elsewhere", local.patch)
     git(local.workspace, "add", "--all")
-    shutil.copytree(local.workspace / "docs", moved.workspace / "docs")
+    left, moved = local.elsewhere()
+    home = left / local.home.name
+    shutil.copytree(left / local.workspace.name / "docs", moved.workspace / "docs")
     (moved.workspace / "running").touch()
-    for file in local.home.rglob("*"):
-        if file.is_file() and session.id in file.as_posix():
-            copy = moved.home / file.relative_to(local.home)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(file, copy)
-    shutil.rmtree(local.home)
+    for file in local.kept(home, session):
+        copy = moved.home / file.relative_to(home)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, copy)
+    shutil.rmtree(home)
     attempt = moved.attempt(session=session)
     assert attempt.done.message == "Resumed."
     assert attempt.done.session == session
@@ -244,11 +247,19 @@ def test_killed_in_mid_command_it_resumes_in_another_process_and_folder(local: L
         EventKind.SESSION, session.id, data={"agent": local.agent}
     )
     assert (moved.workspace / "second.md").exists()
-    assert not (local.workspace / "second.md").exists()
+    assert not (left / local.workspace.name / "second.md").exists()
     # The first action was not done again, and only the new turn's tokens count.
-    plays = [(entry.position, entry.action) for entry in server.requests]  # type: ignore[attr-defined]
+    entries = [entry for entry in server.requests if entry.action != "aside"]  # type: ignore[attr-defined]
+    plays = [(entry.position, entry.action) for entry in entries]
     assert plays == [(0, "write"), (1, "run"), (1, "run"), (2, "write"), (3, "say")]
     assert attempt.done.usage.output_tokens < 600
+
+
+def texts(folder: Path) -> Iterator[str]:
+    for file in folder.rglob("*"):
+        # The agent is at work: a file may be gone by now.
+        with contextlib.suppress(OSError):
+            yield file.read_text(errors="replace")
 
 
 def processes_that_name(text: str) -> list[str]:
@@ -270,15 +281,16 @@ def test_the_portable_files_lie_below_the_home_and_resume_the_session(local: Loc
         follow(attempt, session.turn(PROMPT))
         files = {path: file.read_bytes() for path, file in session.portable_files().items()}
     assert files
-    moved = type(local)(local.folder / "elsewhere", local.patch)
+    _, moved = local.elsewhere()
     for path, content in files.items():
         file = moved.home / path
-        file.parent.mkdir(parents=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
     result = moved.attempt(session=attempt.done.session).done
     assert result.message == "two"
     assert result.session == attempt.done.session
-    assert result.usage.output_tokens < 2 * attempt.done.usage.output_tokens
+    before = attempt.done.usage.output_tokens
+    assert result.usage.output_tokens < 2 * before if local.usage else before == 0
 
 
 def test_a_session_without_its_files_starts_afresh_and_says_so(local: LocalRig) -> None:
@@ -404,8 +416,10 @@ def test_a_program_that_dies_is_an_interruption(local: LocalRig) -> None:
     def kill() -> None:
         eventually((local.workspace / "running").exists)
         for line in processes_that_name(str(local.folder)):
+            # The rest of them may end with the first.
             if local.program in line:
-                os.kill(int(line.partition(":")[0]), signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(line.partition(":")[0]), signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()

@@ -38,13 +38,15 @@ class Bench:
         """Let the scripted model play ``steps``, YAML."""
         self.server = ModelServer(Script.model_validate({"steps": yaml.safe_load(steps)}))
         self.server.start()
-        connection = {
-            "conn_type": "codex",
-            "host": f"{self.server.url}/v1",
-            "password": "sk-rehearsal-3f9d2c71a8",
-            "extra": {"model": "gpt-5.5"},
-        }
-        self.monkeypatch.setenv("AIRFLOW_CONN_CODEX_DEFAULT", json.dumps(connection))
+        for agent in ("codex", "copilot"):
+            connection = {
+                "conn_type": agent,
+                "host": f"{self.server.url}/v1",
+                "password": "sk-rehearsal-3f9d2c71a8",
+                "extra": {"model": "gpt-5.5"},
+            }
+            name = f"AIRFLOW_CONN_{agent.upper()}_DEFAULT"
+            self.monkeypatch.setenv(name, json.dumps(connection))
 
     def repository(self, files: dict[str, str]) -> Path:
         """Return a new bare repository with one commit on ``main``."""

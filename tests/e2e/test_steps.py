@@ -1,4 +1,4 @@
-"""Agent steps through real Airflow, with the real Codex program against a scripted model.
+"""Agent steps through real Airflow, with the agents' real programs against a scripted model.
 
 ``dag.test()`` runs the tasks in this process; everything else is what production runs.
 """
@@ -158,6 +158,28 @@ def test_the_work_of_a_failed_attempt_is_kept(bench: Bench) -> None:
     bench.store.fetch(bench.store.key(kept[-1]), bundle)
     heads = git(bench.folder, "bundle", "list-heads", str(bundle))
     assert outcome["commit"] in heads
+
+
+def test_a_copilot_step_goes_on_in_the_session_of_the_attempt_that_failed(bench: Bench) -> None:
+    bench.rehearse("""
+      work:
+        - write: {path: plan.md, content: "# Plan\\n"}
+        - fail: {status: 400, code: model_not_found}
+        - say: {approved: true}
+    """)
+    schema = {"type": "object", "required": ["approved"]}
+    dag = one_step(bench, "copilot.CopilotAgentOperator", output_schema=schema, retries=1)
+    assert dag.test().state == "success"
+    outcome = bench.outcomes()["work"]
+    assert (outcome["state"], outcome["agent"], outcome["attempt"]) == ("success", "copilot", 2)
+    assert json.loads(bench.artifact(outcome["artifacts"]["output/message.md"])) == {
+        "approved": True
+    }
+    kept = f"session-state/{outcome['session']}/events.jsonl"
+    assert any(kept in key for key in bench.store.keys(""))
+    assert bench.server is not None
+    plays = [entry.action for entry in bench.server.requests]
+    assert plays == ["write", "fail", "say"]
 
 
 def test_a_read_only_step_cannot_change_anything(bench: Bench) -> None:

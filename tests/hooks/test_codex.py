@@ -14,12 +14,21 @@ from typing import Any
 import pytest
 
 from airflow_agent_provider.agents import failures as f
-from airflow_agent_provider.agents.contract import Access, EventKind, Limits, ToolKind
+from airflow_agent_provider.agents.contract import (
+    Access,
+    Confinement,
+    EventKind,
+    Limits,
+    Sandbox,
+    ToolKind,
+)
 from airflow_agent_provider.hooks.codex import DEFAULT_URL, CodexHook
 from tests.conformance.rigs import PROMPT, Attempt, CodexRig, CodexScriptRig, follow, git
 from tests.conformance.test_agent_hooks import eventually, processes_that_name
 
 pytestmark = pytest.mark.integration
+
+UNBOXED = Confinement(sandbox=Sandbox.OFF)
 
 
 @pytest.fixture
@@ -53,7 +62,9 @@ def test_options_that_do_not_exist(rig: CodexRig, options: dict[str, Any], words
 
 def test_read_only_cannot_be_had_without_the_sandbox(rig: CodexRig) -> None:
     rig.rehearse({"say": "x"})
-    failure = rig.attempt(access=Access.READ_ONLY, options={"sandbox": "off"}).failure
+    failure = rig.attempt(
+        access=Access.READ_ONLY, options={"sandbox": "off"}, confinement=UNBOXED
+    ).failure
     assert isinstance(failure, f.InvalidDefinition)
 
 
@@ -86,12 +97,16 @@ def test_without_the_sandbox_everything_is_allowed_and_still_nothing_is_left(
         {"run": f"echo x > {outside}; (setsid nohup sleep 306 >/dev/null 2>&1 &); echo"},
         {"say": "Done."},
     )
-    assert rig.attempt(options={**rig.options, "sandbox": sandbox}).done.message == "Done."
+    attempt = rig.attempt(options={**rig.options, "sandbox": sandbox}, confinement=UNBOXED)
+    assert attempt.done.message == "Done."
     assert outside.exists()
+    assert "Codex runs without the sandbox: [agents] sandbox is off" in [
+        event.text for event in attempt.events if event.kind is EventKind.NOTICE
+    ]
     assert not processes_that_name(str(rig.folder))
 
 
-def test_the_sandbox_has_one_folder_a_private_tmp_and_no_network(rig: CodexRig) -> None:
+def test_unboxed_codexs_own_sandbox_holds_its_commands(rig: CodexRig) -> None:
     server = rig.rehearse(
         {
             "run": "for folder in . $TMPDIR /tmp /var/tmp $HOME $HOME/codex ..; do"
@@ -102,14 +117,24 @@ def test_the_sandbox_has_one_folder_a_private_tmp_and_no_network(rig: CodexRig) 
         {"say": "Done."},
     )
     (rig.workspace / "port.txt").write_text(server.url.rpartition(":")[2])
-    assert rig.attempt().done.message == "Done."
+    assert rig.attempt(confinement=UNBOXED).done.message == "Done."
     writable = (rig.workspace / "writable.txt").read_text().split()
     assert writable == [".", str(rig.home / "tmp")]
     assert not (rig.workspace / "connected").exists()
     assert (rig.home / "codex").stat().st_mode & 0o777 == 0o700
 
 
-def test_where_the_sandbox_cannot_work_it_refuses_to_start(rig: CodexRig) -> None:
+@pytest.mark.parametrize(
+    ("sandbox", "words", "mend"),
+    [
+        ("required", "the sandbox does not work on this worker", "[agents] sandbox = off"),
+        ("auto", "Codex's sandbox does not work on this worker", "options: {sandbox: off}"),
+        ("off", "Codex's sandbox does not work on this worker", "options: {sandbox: off}"),
+    ],
+)
+def test_where_no_sandbox_can_work_it_refuses_to_start(
+    rig: CodexRig, sandbox: str, words: str, mend: str
+) -> None:
     """In a user namespace that may hold no further ones, as in many containers."""
     unshare = ["unshare", "--user", "--map-root-user", "/bin/sh", "-c"]
     forbid = "echo 0 > /proc/sys/user/max_user_namespaces && "
@@ -118,14 +143,15 @@ def test_where_the_sandbox_cannot_work_it_refuses_to_start(rig: CodexRig) -> Non
     rig.rehearse({"say": "x"})
     attempt = (
         "import sys; from pathlib import Path; "
-        "from airflow_agent_provider.agents.contract import AgentTask; "
+        "from airflow_agent_provider.agents.contract import AgentTask, Confinement, Sandbox; "
         "from airflow_agent_provider.hooks.codex import CodexHook; "
-        "CodexHook().start(AgentTask('x', Path(sys.argv[1]), Path(sys.argv[2])))"
+        "CodexHook().start(AgentTask('x', Path(sys.argv[1]), Path(sys.argv[2]), "
+        "confinement=Confinement(Sandbox(sys.argv[3]))))"
     )
     done = subprocess.run(
         [
             *(*unshare, f'{forbid}exec "$@"', "sh"),
-            *(sys.executable, "-c", attempt, str(rig.workspace), str(rig.home)),
+            *(sys.executable, "-c", attempt, str(rig.workspace), str(rig.home), sandbox),
         ],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
@@ -133,8 +159,8 @@ def test_where_the_sandbox_cannot_work_it_refuses_to_start(rig: CodexRig) -> Non
         timeout=120,
     )
     assert done.returncode == 1
-    assert "InvalidDefinition: Codex's sandbox does not work on this worker" in done.stderr
-    assert "options: {sandbox: off}" in done.stderr
+    assert f"InvalidDefinition: {words}" in done.stderr
+    assert mend in done.stderr
 
 
 def test_a_missing_program_says_how_to_install_it(

@@ -172,3 +172,117 @@ def test_it_listens_on_loopback_only_and_stops_twice() -> None:
         httpx.get(f"{url}/v1/models", headers=KEY)
     with pytest.raises(RuntimeError, match="not running"):
         _ = server.url
+
+
+CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages?beta=true"
+ANTHROPIC = {"x-api-key": "sk-any", "anthropic-version": "2023-06-01"}
+TOOLS = {CHAT: [{"type": "function", "function": {"name": "bash"}}], MESSAGES: [{"name": "Bash"}]}
+BOTH = pytest.mark.parametrize("path", [CHAT, MESSAGES])
+
+
+def post(server: ModelServer, path: str, **values: Any) -> httpx.Response:
+    request = {"messages": [{"role": "user", "content": PROMPT}], "tools": TOOLS[path], **values}
+    headers = ANTHROPIC if path == MESSAGES else KEY
+    return httpx.post(f"{server.url}{path}", json=request, headers=headers, timeout=10)
+
+
+@BOTH
+def test_one_server_plays_the_script_on_every_wire(path: str) -> None:
+    with serving({"run": "make"}, {"say": "Done."}) as server:
+        assert "make" in post(server, path).text
+        stream = post(server, path, stream=True)
+        assert stream.headers["content-type"] == "text/event-stream"
+        assert "make" in "".join(stream.text.split())
+        assert events(ask(server, body()))[-1]["type"] == "response.completed"
+        assert [(e.path, e.status, e.position, e.action) for e in server.requests] == [
+            (path, 200, 0, "run"),
+            (path, 200, 0, "run"),
+            ("/v1/responses", 200, 0, "run"),
+        ]
+
+
+@BOTH
+def test_failures_on_every_wire(path: str) -> None:
+    with serving(
+        {"fail": {"status": 429, "retry_after": 3}},
+        {"fail": {"how": "drop"}},
+        {"fail": {"how": "drop"}},
+        {"fail": {"how": "error"}},
+        {"fail": {"how": "refuse"}},
+        {"fail": {"how": "hang"}},
+        {"say": "Done."},
+    ) as server:
+        busy = post(server, path)
+        assert (busy.status_code, busy.headers["retry-after"]) == (429, "3")
+        assert busy.json()["error"]["message"]
+        dropped = post(server, path, stream=True).text
+        assert dropped
+        assert "[DONE]" not in dropped
+        assert "message_stop" not in dropped
+        with pytest.raises(httpx.RemoteProtocolError):
+            post(server, path)
+        assert "fails here" in post(server, path, stream=True).text
+        with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)):
+            post(server, path)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(
+                f"{server.url}{path}",
+                json={"messages": [{"role": "user", "content": PROMPT}], "tools": TOOLS[path]},
+                headers={**KEY, **ANTHROPIC},
+                timeout=0.5,
+            )
+        assert "Done." in post(server, path).text
+        assert [entry.status for entry in server.requests] == [429, 200, 200, 200, 0, 0, 200]
+
+
+@BOTH
+def test_what_is_asked_beside_the_conversation_plays_nothing(path: str) -> None:
+    with serving({"fail": 503}, {"say": "Done."}) as server:
+        assert post(server, path, tools=[]).status_code == 200
+        assert post(server, path, max_tokens=1).status_code == 200
+        assert post(server, path).status_code == 503
+        assert [(e.action, e.position) for e in server.requests] == [
+            ("aside", None),
+            ("aside", None),
+            ("fail", 0),
+        ]
+
+
+def test_tokens_are_counted_beside_the_conversation() -> None:
+    with serving({"say": "x"}) as server:
+        url = f"{server.url}/v1/messages/count_tokens"
+        request = {"messages": [{"role": "user", "content": PROMPT}]}
+        answer = httpx.post(url, json=request, headers=ANTHROPIC).json()
+        assert answer["input_tokens"] > 0
+        assert httpx.post(url, json=request).status_code == 401
+        assert [entry.action for entry in server.requests] == ["aside", ""]
+
+
+def test_the_models_and_errors_of_each_vendor() -> None:
+    with serving({"say": "x"}) as server:
+        url = f"{server.url}/v1/models"
+        (model,) = httpx.get(url, headers=ANTHROPIC).json()["data"]
+        assert (model["type"], model["id"]) == ("model", "rehearsal")
+        bearer = {**KEY, "anthropic-version": "2023-06-01"}
+        assert httpx.get(url, headers=bearer).json()["has_more"] is False
+        for headers in ({**ANTHROPIC, "x-api-key": "invalid-1"}, {"x-api-key": ""}):
+            refused = httpx.get(url, headers=headers)
+            assert refused.status_code == 401
+            assert refused.json()["error"]["type"] == "authentication_error"
+        lost = httpx.post(f"{server.url}/v1/complete", json={}, headers=ANTHROPIC)
+        assert (lost.status_code, lost.json()["error"]["type"]) == (404, "not_found_error")
+        for path, kind in ((CHAT, "invalid_api_key"), (MESSAGES, "authentication_error")):
+            refused = httpx.post(f"{server.url}{path}", json={}, headers={"x-api-key": "invalid"})
+            assert refused.json()["error"]["type"] == kind
+
+
+def test_the_journal_keeps_what_was_refused() -> None:
+    with serving({"say": "x"}) as server:
+        ask(server, body("no contract"))
+        httpx.post(f"{server.url}/v1/responses", content=b"[1]", headers=KEY)
+        httpx.get(f"{server.url}/elsewhere", headers=KEY)
+        assert [(e.method, e.path, e.status) for e in server.requests] == [
+            ("POST", "/v1/responses", 400),
+            ("POST", "/v1/responses", 400),
+            ("GET", "/elsewhere", 404),
+        ]

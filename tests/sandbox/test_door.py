@@ -342,6 +342,70 @@ def test_an_answer_that_breaks_off_breaks_off(door: Door, fake: FakeUpstream) ->
     assert "broke off" in door.last_failure.words
 
 
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b"data: {}\n\n", b"data: [DO", b"NE]\n\n"],
+        [b'data: {"choices": [{"finish_reason": "stop"}]}\n\n'],
+        [b'data: {"choices": [{"finish_reason":"tool_calls"}]}\n\n', b"data: {}\n\n"],
+        [b"event: response.completed\ndata: {", b"x" * 100_000, b"}\n\n"],
+        [b'event: message_stop\ndata: {"type": "message_stop"}\n\n'],
+        [b'data: {"candidates": [{"finishReason": "STOP"}]}\n\n'],
+    ],
+)
+def test_a_stream_with_its_end_is_a_success(
+    door: Door, fake: FakeUpstream, pieces: list[bytes]
+) -> None:
+    fake.answer = stream(pieces)
+    assert ask(door, "POST", "/v1/responses", body=b"{}") == (200, b"".join(pieces))
+    assert door.last_failure is None
+
+
+@pytest.mark.parametrize(
+    ("pieces", "words"),
+    [
+        ([b'data: {"choices": [{"finish_reason": null}]}\n\n'], "broke off"),
+        ([], "broke off"),
+        ([b"data: {}\n\nda", b'ta: {"error": {"code": "context_length_exceeded"}}\n\n'], "context"),
+        ([b'event: error\ndata: {"type": "error", "error": "over', b'loaded"}\n\n'], "overloaded"),
+        ([b'event: response.failed\ndata: {"code": "quota"}\n\n', b"data: [DONE]\n\n"], "quota"),
+    ],
+)
+def test_a_stream_without_its_end_or_with_an_error_in_it_is_a_failure(
+    door: Door, fake: FakeUpstream, pieces: list[bytes], words: str
+) -> None:
+    fake.answer = stream(pieces)
+    assert ask(door, "POST", "/v1/responses", body=b"{}") == (200, b"".join(pieces))
+    assert door.last_failure is not None
+    assert door.last_failure.status is None
+    assert words in door.last_failure.words
+
+
+def test_failures_in_a_row_are_known_by_the_first(door: Door, fake: FakeUpstream) -> None:
+    fake.answer = status(503)
+    ask(door, "POST", "/v1/responses", body=b"{}")
+    first = door.last_failure
+    assert first is not None
+    assert first.since <= first.at <= time.monotonic()
+    # What is only looked up says nothing of the work, well or not.
+    fake.answer = ok
+    ask(door, "GET", "/v1/models")
+    assert door.last_failure is first
+    fake.answer = status(429)
+    ask(door, "POST", "/v1/responses", body=b"{}")
+    second = door.last_failure
+    assert second is not None
+    assert (second.status, second.since) == (429, first.since)
+    assert second.at > first.at
+    fake.answer = ok
+    ask(door, "POST", "/v1/responses", body=b"{}")
+    fake.answer = status(500)
+    ask(door, "POST", "/v1/responses", body=b"{}")
+    third = door.last_failure
+    assert third is not None
+    assert third.since > second.at
+
+
 def test_a_request_of_the_agents_making_is_no_failure_of_the_upstream(
     door: Door, fake: FakeUpstream
 ) -> None:
