@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -127,9 +128,11 @@ def test_a_swap_between_a_look_and_the_connection_changes_nothing(
         swapper = threading.Thread(target=swap)
         swapper.start()
         own.settimeout(5)
-        reached = 0
+        reached = tries = 0
+        end = time.monotonic() + SECONDS
         try:
-            for _ in range(2000):
+            while (reached < 200 or tries < 2000) and time.monotonic() < end:
+                tries += 1
                 try:
                     client = connect(f"unix:{tmp_path}/race.sock")
                 except OSError:
