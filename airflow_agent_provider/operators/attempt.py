@@ -47,6 +47,7 @@ from airflow_agent_provider.agents.identity import AttemptKey, StepKey
 from airflow_agent_provider.agents.outcome import Outcome
 from airflow_agent_provider.agents.prices import Prices, load_prices
 from airflow_agent_provider.agents.processes import end_at_home
+from airflow_agent_provider.hooks.agent import get_agent_hook
 from airflow_agent_provider.hooks.artifacts import open_store
 from airflow_agent_provider.hooks.lease import Lease
 from airflow_agent_provider.operators.budget import Budget, Ledger
@@ -300,13 +301,14 @@ class Attempt:
         self._agent = self._agent_for(choice)
 
     def _agent_for(self, choice: AgentChoice) -> AgentWork:
-        if self.operator.is_hosted(choice, self.inputs.repository.url):
+        hook = get_agent_hook(choice.agent, choice.conn_id)
+        if hook.runs_hosted(choice.options, self.inputs.repository.url):
             from airflow_agent_provider.operators.hosted import HostedWork
 
-            return HostedWork(self, choice)
+            return HostedWork(self, choice, hook)
         from airflow_agent_provider.operators.local import LocalWork
 
-        return LocalWork(self, choice)
+        return LocalWork(self, choice, hook)
 
     def _begin_with_the_one_that_began(self) -> None:
         """Go on with the agent whose conversation the checkpoint holds, if it can go on."""

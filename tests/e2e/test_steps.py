@@ -269,10 +269,20 @@ def test_a_hosted_failure_is_classified(
 
 def test_a_hosted_step_needs_a_repository(bench: Bench, cursor: Start) -> None:
     cursor(script("work: [{say: Done.}]"))
-    assert one_step(bench, CURSOR).test().state == "failed"
+    assert one_step(bench, CURSOR, options={"hosted": True}).test().state == "failed"
     failure = bench.outcomes()["work"]["failure"]
     assert failure["failure_class"] == "InvalidDefinition"
-    assert '--conf \'{"repository"' in failure["reason"]
+    assert "give the workflow a repository" in failure["reason"]
+
+
+def test_without_a_repository_it_works_on_the_worker(bench: Bench, cursor: Start) -> None:
+    cursor(
+        script("work: [{write: {path: made.md, content: here}}, {say: Done.}]"), model="composer"
+    )
+    assert one_step(bench, CURSOR, output_path="made.md").test().state == "success"
+    outcome = bench.outcomes()["work"]
+    assert outcome["boxed"] is True
+    assert outcome["branch"] is None
 
 
 def posted(server: CursorServer, path: str) -> list[Any]:
