@@ -1,4 +1,4 @@
-"""Cursor's cloud agents: they run at Cursor and push their work to a branch of the repository."""
+"""Cursor's agents: at Cursor, where they push to a branch of the repository, or on the worker."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from pydantic import ValidationError
+
 from airflow_agent_provider.agents.failures import (
+    AgentFailed,
     AgentFailure,
     AuthenticationFailed,
     InvalidDefinition,
@@ -22,13 +26,26 @@ from airflow_agent_provider.hooks.agent import (
     HostedAgentHook,
     HostedLimits,
     HostedRun,
+    LocalAgentHook,
+    ask_version,
+)
+from airflow_agent_provider.hooks.cursor_local import (
+    INSTALL,
+    CursorOptions,
+    CursorSession,
+    Vendor,
+    find_program,
 )
 
 if TYPE_CHECKING:
     import httpx
     from airflow.sdk import Connection
 
+    from airflow_agent_provider.agents.contract import AgentTask
+
 DEFAULT_URL = "https://api.cursor.com"
+#: What Cursor's program on the worker talks to.
+DEFAULT_BACKEND = "https://api2.cursor.sh"
 #: Seconds between two looks at a run.
 DEFAULT_POLL_INTERVAL = 10.0
 #: What Cursor grants by default.
@@ -60,16 +77,27 @@ class _Account:
     poll_interval: float
     requests_per_minute: float
 
+    @property
+    def backend(self) -> str:
+        """The base URL for Cursor's program on the worker: the same where a host is given."""
+        return DEFAULT_BACKEND if self.url == DEFAULT_URL else self.url
 
-class CursorHook(HostedAgentHook):
-    """Reaches Cursor's Cloud Agents API v1 (https://cursor.com/docs/cloud-agent/api/endpoints).
+
+class CursorHook(HostedAgentHook, LocalAgentHook):
+    """Runs Cursor at Cursor, or on the worker where the code must stay there.
+
+    At Cursor it is reached by the Cloud Agents API v1
+    (https://cursor.com/docs/cloud-agent/api/endpoints), on the worker by the package
+    ``cursor-sdk``; :meth:`runs_hosted` says where.
 
     The connection, of type ``cursor``: the password is the API key; the host, if any, the base
-    URL; the extras ``model``, ``poll_interval`` in seconds, and ``requests_per_minute``: how many
-    requests one triggerer may send in any minute (20 by default, as Cursor grants).
+    URL; the extras ``model``, ``poll_interval`` in seconds, ``hosted``, and
+    ``requests_per_minute``: how many requests one triggerer may send in any minute (20 by default,
+    as Cursor grants).
 
-    Options of a step: ``auto_create_pr``, ``mode``, ``mcp_servers``, ``model_params`` (as the
-    API's fields of these names) and ``poll_interval``.
+    Options of a step: ``hosted``; at Cursor ``auto_create_pr``, ``mode``, ``mcp_servers``,
+    ``model_params`` (as the API's fields of these names) and ``poll_interval``; on the worker those
+    of :class:`CursorOptions`.
 
     :param conn_id: id of the connection.
     """
@@ -84,6 +112,61 @@ class CursorHook(HostedAgentHook):
         super().__init__(conn_id)
         self._account_read: _Account | None = None
         self._async_client: httpx.AsyncClient | None = None
+
+    def runs_hosted(self, options: Mapping[str, Any], repository_url: str | None) -> bool:
+        """Return whether a step runs at Cursor, and not on the worker.
+
+        The step's option ``hosted`` decides, else the connection's extra of that name, else whether
+        there is a repository that Cursor can clone.
+
+        :param options: the step's.
+        :param repository_url: the run's remote; None or empty without one.
+        :raises InvalidDefinition: if it must run at Cursor and has no remote.
+        """
+        wanted = _choice(options.get("hosted"), "the step's option hosted")
+        if wanted is None:
+            where = f"the extra hosted of the connection {self.conn_id!r}"
+            wanted = _choice(self.connection().extra_dejson.get("hosted"), where)
+        if wanted and not repository_url:
+            raise InvalidDefinition(
+                "Cursor's cloud works on a repository that it can clone; give the workflow a "
+                "repository, or the step 'options: {hosted: false}'"
+            )
+        return bool(repository_url) if wanted is None else wanted
+
+    def start(self, task: AgentTask) -> CursorSession:
+        """Start Cursor on the worker for ``task``, or continue ``task.session``.
+
+        A session of Cursor's cloud cannot be continued here: a new one starts, and says so.
+
+        :raises AuthenticationFailed: without connection or key.
+        :raises InvalidDefinition: for options that do not exist, without a model, where Cursor's
+            SDK is not installed, and where the sandbox cannot work.
+        :raises AgentFailure: if Cursor does not start.
+        """
+        options = _read_options(task.options)
+        if not task.workspace.is_dir():
+            raise AgentFailed(f"the workspace {task.workspace} is not there")
+        account = self._account()
+        model = task.model or account.model
+        if not model:
+            raise InvalidDefinition(
+                "on the worker, Cursor must be told the model; name one in the step, or in the "
+                f"extra 'model' of the connection {self.conn_id!r}"
+            )
+        vendor = Vendor(self.conn_id, account.backend, account.key, model)
+        session = CursorSession(task, vendor, options)
+        try:
+            session.open()
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def program_version(self) -> str:
+        """Start the program that comes with the SDK, which tells how it is used."""
+        ask_version([*find_program().command, "--help"], "Cursor", INSTALL)
+        return f"cursor-sdk {version('cursor-sdk')} starts"
 
     def agent_id_for(self, identity: str) -> str:
         """Return the ``bc-`` id that ``identity`` always gets."""
@@ -397,6 +480,28 @@ def _base_url(connection: Connection, conn_id: str) -> str:
     if connection.port and url.port is None:
         url = url.copy_with(port=connection.port)
     return str(url).rstrip("/").removesuffix("/v1")
+
+
+def _choice(value: Any, where: str) -> bool | None:
+    """Return a choice that is given as YAML's or the connection form's, None if there is none."""
+    if value in (None, ""):
+        return None
+    words = {"true": True, "false": False}
+    chosen = words.get(str(value).strip().lower())
+    if chosen is None:
+        raise InvalidDefinition(f"{where} must be true or false, not {value!r}")
+    return chosen
+
+
+def _read_options(values: Mapping[str, Any]) -> CursorOptions:
+    try:
+        return CursorOptions.model_validate(dict(values))
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
+        )
+        names = ", ".join(CursorOptions.model_fields)
+        raise InvalidDefinition(f"Cursor's options on the worker are: {names}; {faults}") from error
 
 
 def _seconds(value: Any, where: str) -> float:

@@ -48,8 +48,8 @@ _ENDED = {"FINISHED", "ERROR", "CANCELLED", "EXPIRED"}
 _RAW_LENGTH = 2000
 #: What the user can put into a step's ``options``, and the field of the request it becomes.
 _OPTIONS = {"auto_create_pr": "autoCreatePR", "mcp_servers": "mcpServers", "mode": "mode"}
-#: Options that are read elsewhere: with the model, and by the wait.
-_OTHER_OPTIONS = {"model_params", "poll_interval"}
+#: Options that are read elsewhere: with the model, by the wait, and before all of this.
+_OTHER_OPTIONS = {"model_params", "poll_interval", "hosted"}
 
 T = TypeVar("T")
 

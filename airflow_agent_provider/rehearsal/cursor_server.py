@@ -4,7 +4,8 @@ It clones the repository that it is given, plays the rehearsal script's actions 
 commits, pushes its branch, and answers as Cursor does. An agent without a repository works in an
 empty folder. The key is any text; one that starts with ``invalid`` is refused, and so is a model
 whose id starts so. Where a rate limit is set, a key that starts with ``unlimited`` has none. State
-lives in memory.
+lives in memory. At the same address it plays the script to Cursor's program on the worker
+(:mod:`.cursor_backend`).
 
 ``GET /_rehearsal/requests`` tells what was asked of it, and when.
 
@@ -41,6 +42,7 @@ from airflow_agent_provider.rehearsal.cursor_agents import (
     plays_of,
     remote_refuses,
 )
+from airflow_agent_provider.rehearsal.cursor_backend import CursorBackend
 from airflow_agent_provider.rehearsal.processes import Ended, Processes
 from airflow_agent_provider.rehearsal.script import Fail, Script
 
@@ -91,7 +93,7 @@ class RateLimit:
 
 
 class CursorServer:
-    """Plays a script to everyone who asks for ``url``. A context manager.
+    """Plays a script to everyone who asks for ``url``, hosted or local. A context manager.
 
     :param script: what the agents do.
     :param host: the address to listen on.
@@ -192,6 +194,7 @@ class _Cloud:
     def __init__(self, script: Script) -> None:
         self.journal: deque[dict[str, Any]] = deque(maxlen=_JOURNAL_LENGTH)
         self.closed = threading.Event()
+        self.backend = CursorBackend(script, self.journal, self.closed)
         self._script = script
         self._lock = threading.RLock()
         self._agents: dict[str, Agent] = {}
@@ -444,10 +447,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._serve()
 
     def _serve(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self._body()
         url = urlsplit(self.path)
         if url.path == "/_rehearsal/requests":
             self._send(200, list(self.server.cloud.journal))
+            return
+        if self.server.cloud.backend.serves(url.path):
+            self.server.cloud.backend.serve(self, body)
             return
         entry: dict[str, Any] = {
             "method": self.command,
@@ -477,6 +483,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(refusal.status, refusal.body, refusal.headers)
         except (CutOff, Ended):
             self._cut()
+
+    def _body(self) -> bytes:
+        if "chunked" not in str(self.headers.get("Transfer-Encoding") or "").lower():
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = bytearray()
+        while size := int(self.rfile.readline(64), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline(64)
+        self.rfile.readline(64)
+        return bytes(body)
 
     def _authorize(self) -> str:
         """Return the key."""
