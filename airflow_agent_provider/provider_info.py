@@ -14,7 +14,7 @@ def get_provider_info() -> dict[str, Any]:
         "name": "AI coding agents",
         "description": "Coding agents (Cursor, GitHub Copilot, OpenAI Codex, …) as workflow steps.",
         "versions": [__version__],
-        "connection-types": [_ACP, _CODEX, _COPILOT, _CURSOR, _AIRFLOW_API],
+        "connection-types": [_ACP, _CLAUDE, _CODEX, _COPILOT, _CURSOR, _AIRFLOW_API],
         "config": {"agents": _CONFIG},
         "cli": ["airflow_agent_provider.cli.get_agent_commands"],
     }
@@ -87,6 +87,25 @@ _ACP = {
             "label": "Session files",
             "description": "Patterns, below the session's home, of the files by which another "
             "worker continues a session, one a line; {id} stands for the session's id.",
+            "schema": {"type": ["string", "null"], "default": None},
+        },
+    },
+}
+
+_CLAUDE = {
+    "connection-type": "claude",
+    "hook-class-name": "airflow_agent_provider.hooks.claude.ClaudeHook",
+    "hook-name": "Claude Code",
+    "ui-field-behaviour": {
+        "hidden-fields": ["login", "schema", "port"],
+        "relabeling": {"host": "API base URL", "password": "API key"},
+        "placeholders": {"host": "https://api.anthropic.com", "password": "sk-ant-…"},
+    },
+    "conn-fields": {
+        "model": {
+            "label": "Model",
+            "description": "Used where a step names no model; empty takes Claude Code's own "
+            "default.",
             "schema": {"type": ["string", "null"], "default": None},
         },
     },
@@ -169,8 +188,20 @@ _CURSOR = {
     "conn-fields": {
         "model": {
             "label": "Model",
-            "description": "Used where a step names no model; empty takes Cursor's own default.",
+            "description": "Used where a step names no model. At Cursor, empty takes its default.",
             "schema": {"type": ["string", "null"], "default": None},
+        },
+        "hosted": {
+            "label": "At Cursor",
+            "description": "true: at Cursor; false: on the worker; empty: at Cursor where the "
+            "workflow has a repository. A step's option 'hosted' wins.",
+            "schema": {"type": ["string", "null"], "default": None},
+        },
+        "requests_per_minute": {
+            "label": "Requests per minute",
+            "description": "What one triggerer may send in any minute; empty takes 20, which "
+            "Cursor grants by default.",
+            "schema": {"type": ["number", "null"], "default": None},
         },
     },
 }

@@ -14,7 +14,17 @@ from pathlib import Path
 
 import pytest
 
-_FOREIGN = ("AIRFLOW__", "AIRFLOW_CONN_", "AIRFLOW_VAR_", "AWS_", "OPENAI_", "CODEX_", "CURSOR_")
+_FOREIGN = (
+    "AIRFLOW__",
+    "AIRFLOW_CONN_",
+    "AIRFLOW_VAR_",
+    "AWS_",
+    "OPENAI_",
+    "CODEX_",
+    "CURSOR_",
+    "ANTHROPIC_",
+    "CLAUDE",
+)
 
 # Airflow reads its settings when it is first imported, which is when tests are collected.
 for _name in [name for name in os.environ if name.startswith(_FOREIGN)]:
@@ -71,7 +81,7 @@ def cursor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Script], Curso
                 "conn_type": "cursor",
                 "host": server.url,
                 "password": key,
-                "extra": {"poll_interval": 0.1, **extra},
+                "extra": {"poll_interval": 0.1, "requests_per_minute": 60_000, **extra},
             }
             monkeypatch.setenv("AIRFLOW_CONN_CURSOR_DEFAULT", json.dumps(connection))
             return server

@@ -20,9 +20,19 @@ from airflow_agent_provider.provider_info import get_provider_info
 
 ROOT = Path(__file__).parents[1]
 NAME = "airflow-agent-provider"
-TYPES = ("acp", "codex", "copilot", "cursor", "airflow_api")
+TYPES = ("acp", "claude", "codex", "copilot", "cursor", "airflow_api")
 #: What no parse of a DAG may import: vendors' SDKs, and what opens a connection to AWS.
-HEAVY = ("acp", "openai_codex", "copilot", "boto3", "botocore", "airflow_client", "moto")
+HEAVY = (
+    "acp",
+    "claude_agent_sdk",
+    "openai_codex",
+    "copilot",
+    "cursor_sdk",
+    "boto3",
+    "botocore",
+    "airflow_client",
+    "moto",
+)
 
 
 def _python(code: str, **env: str) -> str:
@@ -55,7 +65,7 @@ def test_the_distribution_says_what_it_is() -> None:
     assert about["Version"] == __version__
     assert about["License-Expression"] == "Apache-2.0"
     assert about["Requires-Python"] == ">=3.11"
-    assert {"acp", "codex", "copilot", "cursor", "all", "dev"} <= set(
+    assert {"acp", "claude", "codex", "copilot", "cursor", "all", "dev"} <= set(
         about.get_all("Provides-Extra") or []
     )
 

@@ -52,6 +52,23 @@ AGENTS: dict[str, AgentSpec] = {
             ),
         ),
         AgentSpec(
+            name="claude",
+            title="Claude Code",
+            hook="airflow_agent_provider.hooks.claude.ClaudeHook",
+            operator="airflow_agent_provider.operators.claude.ClaudeAgentOperator",
+            connection="claude_default",
+            package="claude-agent-sdk",
+            capabilities=AgentCapabilities(
+                resume=True,
+                structured_output=True,
+                read_only=True,
+                usage=True,
+                cost=True,
+                local=True,
+                interrupt=True,
+            ),
+        ),
+        AgentSpec(
             name="codex",
             title="OpenAI Codex",
             hook="airflow_agent_provider.hooks.codex.CodexHook",
@@ -89,9 +106,9 @@ AGENTS: dict[str, AgentSpec] = {
             hook="airflow_agent_provider.hooks.cursor.CursorHook",
             operator="airflow_agent_provider.operators.cursor.CursorAgentOperator",
             connection="cursor_default",
-            package="httpx",
+            package="cursor-sdk",
             capabilities=AgentCapabilities(
-                resume=True, usage=True, cost=True, hosted=True, interrupt=True
+                resume=True, usage=True, cost=True, hosted=True, local=True, interrupt=True
             ),
         ),
     )

@@ -272,9 +272,12 @@ class _Handler(BaseHTTPRequestHandler):
             position=position,
             action=next(iter(action.model_fields_set)),
         )
+        how = action.fail.how if action.fail is not None else ""
         if answer is not None:
             self._send(answer)
-        elif action.fail is not None and action.fail.how == "hang":
+            if how == "silence":
+                self._hang()
+        elif how == "hang":
             self._hang()
         else:
             self._cut()

@@ -44,12 +44,13 @@ class Fail(_Strict):
 
     For an agent on the worker the request is one to its model. For a hosted agent it is whichever
     comes next, to start a run or to look at one; ``drop`` carries out what starts a run and loses
-    the answer, and ``hang`` lets the run go on without an end until it is cancelled.
+    the answer, and ``hang`` or ``silence`` let the run go on without an end until it is cancelled.
 
     :param status: HTTP status; None to fail in ``how``'s way.
-    :param how: what happens instead of an answer: ``drop`` cuts the stream, ``hang`` never
-        answers, ``refuse`` closes the connection unread, ``error`` ends the run as failed: in the
-        stream, or before it where the vendor never tells that code in a stream.
+    :param how: what happens instead of an answer: ``drop`` cuts the stream, ``silence`` begins it
+        and says nothing more, ``hang`` never answers, ``refuse`` closes the connection unread,
+        ``error`` ends the run as failed: in the stream, or before it where the vendor never tells
+        that code in a stream.
     :param code: the vendor's error code in the body, such as ``insufficient_quota``. OpenAI's codes
         do for Anthropic too: what that vendor says in their place, a spent quota as status 400.
     :param message: the vendor's words in the body.
@@ -59,7 +60,7 @@ class Fail(_Strict):
     """
 
     status: int | None = None
-    how: Literal["status", "drop", "hang", "refuse", "error"] = "status"
+    how: Literal["status", "drop", "silence", "hang", "refuse", "error"] = "status"
     code: str = ""
     message: str = ""
     retry_after: float | None = None

@@ -145,6 +145,14 @@ class LocalRig(Rig):
     #: What stands in the command line of the agent's program, and in no other's.
     program: ClassVar[str]
 
+    #: Modules of the vendor's SDK, which a test takes away.
+    sdk: ClassVar[tuple[str, ...]] = ()
+
+    def hide_program(self, patch: pytest.MonkeyPatch) -> None:
+        """Let the SDK be missing."""
+        for module in self.sdk:
+            patch.setitem(sys.modules, module, None)
+
     @property
     def home(self) -> Path:
         """The session's own folder."""
@@ -197,6 +205,11 @@ class LocalRig(Rig):
         """Return the files that a killed agent has left of its session."""
         files = (file for file in home.rglob("*") if session.id in file.as_posix())
         return [file for file in files if file.is_file()]
+
+    def plays(self, server: StandIn) -> list[tuple[int, str]]:
+        """Return what the scripted model played: index and kind of each action."""
+        entries = [entry for entry in server.requests if entry.action != "aside"]  # type: ignore[attr-defined]
+        return [(entry.position, entry.action) for entry in entries]
 
     def start(self, **changes: Any) -> AgentSession:
         """Start the agent; the caller closes it."""
@@ -257,6 +270,7 @@ class CodexRig(LocalRig):
     # Codex repeats failed requests by itself, which would only make the suite slow.
     options: ClassVar[dict[str, Any]] = {"retries": 0, "patience": 3}
     program = "app-server"
+    sdk = ("openai_codex", "codex_cli_bin")
 
     def stand_in(self, script: Script) -> StandIn:
         """Return the scripted model."""
@@ -316,6 +330,12 @@ class AcpScriptedRig(AcpRig):
             "session_files": ["sessions/{id}.json"],
         }
 
+    def hide_program(self, patch: pytest.MonkeyPatch) -> None:
+        """Name a program that is not there."""
+        patch.setattr(self, "extra", lambda: {"command": ["/nowhere/agent"], "model": "x"})
+        assert self._stand_in is not None
+        self.connect(self._stand_in.url)
+
 
 class AcpQwenRig(AcpRig):
     """The real Qwen Code program."""
@@ -349,6 +369,24 @@ class AcpOpenCodeRig(AcpRig):
         return [file for file in home.rglob("opencode.db*") if file.is_file()]
 
 
+class ClaudeRig(LocalRig):
+    """The real Claude Code program, against the scripted model."""
+
+    agent = "claude"
+    # Claude Code repeats failed requests by itself, which would only make the suite slow.
+    options: ClassVar[dict[str, Any]] = {"retries": 0, "patience": 3}
+    program = "stream-json"
+    sdk = ("claude_agent_sdk",)
+
+    def stand_in(self, script: Script) -> StandIn:
+        """Return the scripted model."""
+        return ModelServer(script)
+
+    def extra(self) -> dict[str, Any]:
+        """Return the connection's extras."""
+        return {"model": "claude-sonnet-5"}
+
+
 class CopilotRig(LocalRig):
     """The real Copilot runtime, against the scripted model."""
 
@@ -380,13 +418,37 @@ class CursorRig(HostedRig):
         return CursorServer(script)
 
 
+class CursorLocalRig(LocalRig):
+    """The real bridge of Cursor's SDK, against the stand-in of Cursor's backend."""
+
+    agent = "cursor"
+    # Cursor's program repeats failed requests by itself, which would only make the suite slow.
+    options: ClassVar[dict[str, Any]] = {"hosted": False, "patience": 3}
+    program = "cursor-sdk-bridge.js"
+
+    def stand_in(self, script: Script) -> StandIn:
+        """Return the scripted backend, at the address of the cloud."""
+        return CursorServer(script)
+
+    def extra(self) -> dict[str, Any]:
+        """Return the connection's extras."""
+        return {"model": "composer-2.5"}
+
+    def plays(self, server: StandIn) -> list[tuple[int, str]]:
+        """Return what the scripted model played."""
+        requests = server.requests  # type: ignore[attr-defined]
+        return [(entry["position"], entry["action"]) for entry in requests if "action" in entry]
+
+
 RIGS: dict[str, type[Rig]] = {
     "acp-qwen": AcpQwenRig,
     "acp-scripted": AcpScriptedRig,
+    "claude": ClaudeRig,
     "codex": CodexRig,
     "codex-default-model": CodexScriptRig,
     "copilot": CopilotRig,
     "cursor": CursorRig,
+    "cursor-local": CursorLocalRig,
 }
 if (load_settings().programs / "node_modules" / ".bin" / "opencode").exists():
     RIGS["acp-opencode"] = AcpOpenCodeRig

@@ -5,15 +5,16 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
-_SUITE = Path(__file__).with_name("test_agent_hooks.py")
-#: Parameters of the suite that name the agent.
-_RIG_PARAMETERS = ("rig", "local", "name")
+from tests.conformance.rigs import RIGS
+
+_SUITE = [str(Path(__file__).with_name(f"test_agent_{part}.py")) for part in ("hooks", "ends")]
 _MARKS = {"passed": "✓", "failed": "✗", "skipped": "–"}
 #: Of a behaviour that several tests show for one agent, the worst counts.
 _WORST = ("failed", "skipped", "passed")
@@ -25,22 +26,12 @@ class Results:
     def __init__(self) -> None:
         #: Outcomes by behaviour and agent.
         self.found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-        self._agents: dict[str, tuple[str, str]] = {}
-
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Note which behaviour of which agent each test shows."""
-        for item in items:
-            call = getattr(item, "callspec", None)
-            if call is None:
-                continue
-            agent = next((call.params[p] for p in _RIG_PARAMETERS if p in call.params), None)
-            if agent is not None:
-                self._agents[item.nodeid] = (_behaviour(item, call), str(agent))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note a result."""
-        if report.nodeid in self._agents and (report.when == "call" or not report.passed):
-            behaviour, agent = self._agents[report.nodeid]
+        """Note a result; of tests in other processes, too."""
+        found = _name(report.nodeid)
+        if found is not None and (report.when == "call" or not report.passed):
+            behaviour, agent = found
             self.found[behaviour][agent].add(report.outcome)
 
     def table(self) -> str:
@@ -53,11 +44,20 @@ class Results:
         return "\n".join(lines)
 
 
-def _behaviour(item: pytest.Item, call: object) -> str:
-    function = getattr(item, "originalname", item.name)
-    words = function.removeprefix("test_").replace("_", " ")
-    case = getattr(call, "params", {}).get("case")
-    return f"{words}: {case}" if case else words
+def _name(nodeid: str) -> tuple[str, str] | None:
+    """Return the behaviour that a test shows, and the agent it is shown for, if there is one."""
+    match = re.search(r"::test_(?P<function>\w+)\[(?P<case>.*)\]$", nodeid)
+    if match is None:
+        return None
+    # The longest, since one agent's name may be the beginning of another's.
+    for agent in sorted(RIGS, key=len, reverse=True):
+        case = f"-{match['case']}-"
+        if f"-{agent}-" in case:
+            words = match["function"].replace("_", " ")
+            rest = case.replace(f"-{agent}-", "-", 1).strip("-")
+            plain = rest if rest and not re.search(r"\d+-|limits", rest) else ""
+            return (f"{words}: {plain}" if plain else words), agent
+    return None
 
 
 def _mark(outcomes: set[str]) -> str:
@@ -67,9 +67,7 @@ def _mark(outcomes: set[str]) -> str:
 def main() -> int:
     """Run the suite and print the table; return pytest's exit code."""
     results = Results()
-    code = pytest.main(
-        [str(_SUITE), "-q", "--no-header", "-p", "no:xdist", *sys.argv[1:]], plugins=[results]
-    )
+    code = pytest.main([*_SUITE, "-q", "--no-header", *sys.argv[1:]], plugins=[results])
     sys.stdout.write(f"\n{results.table()}\n")
     return int(code)
 

@@ -167,7 +167,7 @@ def test_events_come_while_it_works(local: LocalRig) -> None:
     for event in attempt.events:
         if event.kind is EventKind.USAGE:
             values = dict(event.data)
-            assert values.pop("total_tokens") > 0
+            assert values.pop("total_tokens") > 0 or values["cost"] > 0
             spent += Usage(**values)
     assert spent == result.usage
     assert (result.usage.cached_tokens < result.usage.input_tokens) is local.usage
@@ -219,6 +219,8 @@ def test_killed_in_mid_command_it_resumes_in_another_process_and_folder(local: L
     )
     try:
         eventually((local.workspace / "running").exists)
+        # Some agents write down a little later what they do.
+        eventually(lambda: any("touch running" in text for text in texts(local.home)))
     finally:
         os.kill(child.pid, signal.SIGKILL)
     lines = child.communicate(timeout=20)[0].splitlines()
@@ -247,10 +249,15 @@ def test_killed_in_mid_command_it_resumes_in_another_process_and_folder(local: L
     assert (moved.workspace / "second.md").exists()
     assert not (left / local.workspace.name / "second.md").exists()
     # The first action was not done again, and only the new turn's tokens count.
-    entries = [entry for entry in server.requests if entry.action != "aside"]  # type: ignore[attr-defined]
-    plays = [(entry.position, entry.action) for entry in entries]
-    assert plays == [(0, "write"), (1, "run"), (1, "run"), (2, "write"), (3, "say")]
+    assert local.plays(server) == [(0, "write"), (1, "run"), (1, "run"), (2, "write"), (3, "say")]
     assert attempt.done.usage.output_tokens < 600
+
+
+def texts(folder: Path) -> Iterator[str]:
+    for file in folder.rglob("*"):
+        # The agent is at work: a file may be gone by now.
+        with contextlib.suppress(OSError):
+            yield file.read_text(errors="replace")
 
 
 def processes_that_name(text: str) -> list[str]:

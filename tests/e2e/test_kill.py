@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 
 from airflow_agent_provider.agents.failures import Superseded
@@ -16,26 +16,11 @@ from airflow_agent_provider.hooks.lease import Lease
 from infra.local.api import wait_for
 from tests.e2e.live import LEASE_TTL, Live, git
 from tests.e2e.story import assert_one_story
+from tests.e2e.victims import Victim, find_victim, session_home, with_variable
 
 WORKFLOW = "kill-and-resume"
-
-
-@dataclass
-class Victim:
-    """An attempt in the middle of its work.
-
-    :param task: Airflow's task process.
-    :param supervisor: its parent, which talks to Airflow.
-    :param agent: the Codex program and what it has started.
-    """
-
-    task: psutil.Process
-    supervisor: psutil.Process
-    agent: list[psutil.Process]
-
-    def agent_is_gone(self) -> bool:
-        """Return whether no process of the agent is left."""
-        return not any(process.is_running() for process in self.agent)
+#: The key of work that was kept before the attempt's end.
+_KEPT_WORK = re.compile(r"/1/checkpoints/\d+/checkpoint\.bundle$")
 
 
 @dataclass
@@ -51,20 +36,15 @@ class Run:
         return StepKey(WORKFLOW, self.run_id, step_id)
 
     def find_victim(self) -> Victim:
-        """Wait until the middle step has a checkpoint and works on; return its processes."""
+        """Wait until the middle step has kept some work and works on; return its processes."""
         step = self.step("kill-middle")
-        home = self.live.stack.workspaces / step.prefix / "home"
 
         def found() -> Victim | None:
-            kept = f"{step.prefix}/1/checkpoints/0001/checkpoint.bundle"
-            agents = with_variable(f"HOME={home}")
-            if not self.store.exists(kept) or "sleep" not in [a.name() for a in agents]:
-                return None
-            codex = next(agent for agent in agents if agent.name() == "codex")
-            task, supervisor = codex.parents()[:2]
-            return Victim(task, supervisor, agents)
+            victim = find_victim(session_home(self.live, step))
+            kept = any(_KEPT_WORK.search(key) for key in self.artifacts())
+            return victim if kept and victim and "sleep" in victim.names() else None
 
-        return wait_for(found, 120, lambda: f"{step.prefix} has no checkpoint: {self.artifacts()}")
+        return wait_for(found, 120, lambda: f"{step.prefix} has kept nothing: {self.artifacts()}")
 
     def artifacts(self) -> list[str]:
         return list(self.store.keys(self.step("kill-middle").prefix))
@@ -75,19 +55,6 @@ class Run:
 
     def tries(self, step_id: str) -> list[str]:
         return [t["state"] for t in self.live.api.tries(WORKFLOW, self.run_id, step_id)]
-
-
-def with_variable(variable: str) -> list[psutil.Process]:
-    """Return the processes that have ``variable`` in their environment."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            name, _, value = variable.partition("=")
-            if process.environ().get(name) == value:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 @pytest.fixture
@@ -116,7 +83,7 @@ def assert_nothing_was_redone(run: Run) -> None:
     ]
     session = run.outcome("kill-middle", 2)["session"]
     assert any(session in key for key in run.artifacts() if "/1/checkpoints/0001/session/" in key)
-    home = run.live.stack.workspaces / run.step("kill-middle").prefix / "home"
+    home = session_home(run.live, run.step("kill-middle"))
     wait_for(
         lambda: not with_variable(f"HOME={home}") or None, 30, lambda: "an agent process is left"
     )

@@ -84,7 +84,7 @@ class MessagesWire:
         """Return where the conversation of a request stands."""
         workspace = _workspace(request)
         messages = dicts(request.get("messages"))
-        step = step_of(workspace, filter(is_prompt, _user_texts(messages)))
+        step = step_of(workspace, filter(is_prompt, _told(messages)))
         tools = OfferedTools(_schemas(request), workspace)
         return conversation_of(step, workspace, tools, _history(messages), actions_of(step))
 
@@ -176,15 +176,17 @@ def _blocks(content: object) -> list[Mapping[str, Any]]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else dicts(content)
 
 
-def _user_texts(messages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _told(messages: Sequence[Mapping[str, Any]], roles: Sequence[str] = ("user",)) -> Iterator[str]:
     for message in messages:
-        if message.get("role") == "user":
+        if message.get("role") in roles:
             yield from texts_of(message.get("content"))
 
 
 def _workspace(request: Mapping[str, Any]) -> str:
     messages = dicts(request.get("messages"))
-    return workspace_of(texts_of(request.get("system")), _user_texts(messages))
+    # Newer models take Claude Code's reminders as messages of the system's, among the others.
+    told = _told(messages, ("user", "system"))
+    return workspace_of(texts_of(request.get("system")), told)
 
 
 def _schemas(request: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -196,6 +198,8 @@ def _history(messages: Sequence[Mapping[str, Any]]) -> Iterator[Entry]:
     names: dict[str, str] = {}
     for message in messages:
         blocks = _blocks(message.get("content"))
+        if message.get("role") == "system":
+            continue
         if message.get("role") == "user":
             yield from _from_user(blocks, names)
             continue

@@ -88,7 +88,7 @@ class ResponsesWire(OpenAI):
         if fail.status is not None:
             return self.refuse(fail.status, fail.message, fail.code, fail.retry_after)
         response = _response(request)
-        if fail.how == "drop":
+        if fail.how in ("drop", "silence"):
             return Stream([_created(response)])
         error = {
             "code": fail.code or "server_error",
