@@ -121,6 +121,7 @@ class ClaudeSession(LocalSession):
         self._model = self._asked_model
         self._loop = SessionLoop("claude")
         self._client: ClaudeSDKClient | None = None
+        self._connected = False
         self._id = str(uuid.uuid4())
         # The schema that the program was started for: it takes one for all of its turns.
         self._schema: Mapping[str, Any] | None = None
@@ -185,14 +186,14 @@ class ClaudeSession(LocalSession):
             # In mid-command it would not end by itself, nor write down how far it is.
             self.interrupt()
         # A program that is gone already makes the SDK raise; what counts is what is left.
-        with contextlib.suppress(Exception):
-            self._disconnect()
-        if self._box is not None:
-            self._box.kill()
-        if self._client is not None:
-            # It did not end in time: now that it was killed, the SDK lets go of it at once.
+        if self._connected:
             with contextlib.suppress(Exception):
                 self._disconnect()
+        if self._box is not None:
+            self._box.kill()
+        # What did not end in time is dead by now, and the SDK lets go of it at once.
+        with contextlib.suppress(Exception):
+            self._disconnect()
         self._loop.close()
 
     def _program(self, program: Path) -> Program:
@@ -271,16 +272,16 @@ class ClaudeSession(LocalSession):
         from claude_agent_sdk import ClaudeSDKClient
 
         self._words.clear()
-        client = ClaudeSDKClient(self._sdk_options())
         seconds = self._patience()
+        self._client = ClaudeSDKClient(self._sdk_options())
         # The box ends with the thread that it was started from: the loop's.
-        self._loop.run(client.connect(), seconds, "starting Claude Code")
-        self._client = client
+        self._loop.run(self._client.connect(), seconds, "starting Claude Code")
+        self._connected = True
 
     def _disconnect(self) -> None:
         if self._client is not None:
             self._loop.run(self._client.disconnect(), _CLOSE_SECONDS, "ending Claude Code")
-            self._client = None
+            self._client, self._connected = None, False
 
     def _sdk_options(self) -> ClaudeAgentOptions:
         from claude_agent_sdk import ClaudeAgentOptions

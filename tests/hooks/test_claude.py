@@ -403,15 +403,18 @@ def test_a_program_that_does_not_start_is_a_failure(rig: ClaudeRig) -> None:
     assert isinstance(rig.attempt(workspace=rig.folder / "nowhere").failure, f.AgentFailed)
 
 
-def test_an_attempt_that_is_over_starts_nothing(rig: ClaudeRig) -> None:
-    rig.rehearse({"say": "x"})
-    failure = rig.attempt(limits=Limits(timeout=0, stall=1)).failure
-    assert isinstance(failure, f.TimedOut)
+@pytest.mark.parametrize("timeout", [0, 0.05, 0.2, 0.4, 0.8])
+def test_an_attempt_whose_time_is_over_at_the_start(rig: ClaudeRig, timeout: float) -> None:
+    from claude_agent_sdk._internal.transport.subprocess_cli import _ACTIVE_CHILDREN
+
+    rig.rehearse({"fail": {"how": "hang", "times": None}})
     began = time.monotonic()
-    failure = rig.attempt(limits=Limits(timeout=0.05, stall=1)).failure
+    failure = rig.attempt(limits=Limits(timeout=timeout, stall=30)).failure
     assert isinstance(failure, f.TimedOut)
     assert time.monotonic() - began < 30
     assert not processes_that_name(str(rig.folder))
+    # Nor does the SDK believe that anything runs.
+    assert not _ACTIVE_CHILDREN
 
 
 def test_the_key_is_in_no_text_of_the_session(rig: ClaudeRig) -> None:
