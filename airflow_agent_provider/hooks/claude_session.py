@@ -89,8 +89,8 @@ class ClaudeOptions(BaseModel):
 
     :param effort: how long the model reasons; None takes the model's default.
     :param max_turns: how often a turn may ask the model before it fails; None for no bound.
-    :param max_budget_usd: USD at list price after which the turn fails as ``BudgetExceeded``,
-        judged by Claude Code after each answer of the model; None for no bound.
+    :param max_budget_usd: USD at list price that an attempt may take before it fails as
+        ``BudgetExceeded``, judged by Claude Code after each answer of the model; None for no bound.
     :param retries: how often Claude Code itself repeats a request that failed, before the attempt
         fails and Airflow retries it.
     :param patience: seconds of nothing but Claude Code's own retries after which the attempt

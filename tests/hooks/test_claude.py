@@ -175,7 +175,8 @@ def test_each_turn_has_its_own_schema(rig: ClaudeRig) -> None:
     ]
     assert len({attempt.done.session for attempt in attempts}) == 1
     assert len(requests(server)) == 3
-    assert all(attempt.done.usage.cost for attempt in attempts)
+    costs = [attempt.done.usage.cost or 0.0 for attempt in attempts]
+    assert 0 < costs[0] < max(costs) < 3 * costs[0]
 
 
 def test_claude_repeats_a_failed_request_by_itself(rig: ClaudeRig) -> None:
