@@ -164,7 +164,7 @@ class ClaudeSession(LocalSession):
                 yield from self._follow(reader)
             finally:
                 self._spent = reader.spent
-        return self._result(reader)
+            return self._result(reader)
 
     def interrupt(self) -> None:
         """End the turn under way, and the command that it runs."""
@@ -378,9 +378,9 @@ class ClaudeSession(LocalSession):
         if self._closed:
             raise Interrupted("the session was closed in the middle of the turn")
         if result is None:
-            raise self._box_failure() or _ended("it closed its output")
+            raise _ended("it closed its output")
         if result.is_error and not reader.interrupted:
-            raise self._box_failure() or self._failure(result, reader.error)
+            raise classify(result, reader.error, self._upstream_failure())
         return AgentResult(
             status="interrupted" if reader.interrupted else "completed",
             message=reader.message,
@@ -390,8 +390,7 @@ class ClaudeSession(LocalSession):
             model=self._model,
         )
 
-    def _failure(self, result: Any, kind: str) -> AgentFailure:
-        failure = classify(result, kind, self._upstream_failure())
+    def _explained(self, failure: AgentFailure) -> AgentFailure:
         if isinstance(failure, AuthenticationFailed):
             return refused_key(self._vendor, failure.raw)
         return failure
