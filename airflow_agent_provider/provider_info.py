@@ -197,6 +197,12 @@ _CURSOR = {
             "workflow has a repository. A step's option 'hosted' wins.",
             "schema": {"type": ["string", "null"], "default": None},
         },
+        "requests_per_minute": {
+            "label": "Requests per minute",
+            "description": "What one triggerer may send in any minute; empty takes 20, which "
+            "Cursor grants by default.",
+            "schema": {"type": ["number", "null"], "default": None},
+        },
     },
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 import uuid
 from collections.abc import Mapping
@@ -21,7 +22,9 @@ from airflow_agent_provider.agents.failures import (
 )
 from airflow_agent_provider.hooks import cursor_api as api
 from airflow_agent_provider.hooks.agent import (
+    AgentPage,
     HostedAgentHook,
+    HostedLimits,
     HostedRun,
     LocalAgentHook,
     ask_version,
@@ -43,8 +46,10 @@ if TYPE_CHECKING:
 DEFAULT_URL = "https://api.cursor.com"
 #: What Cursor's program on the worker talks to.
 DEFAULT_BACKEND = "https://api2.cursor.sh"
-#: Seconds between two looks at a run: Cursor grants 20 requests a minute by default.
+#: Seconds between two looks at a run.
 DEFAULT_POLL_INTERVAL = 10.0
+#: What Cursor grants by default.
+DEFAULT_REQUESTS_PER_MINUTE = 20.0
 CONNECT_TIMEOUT = 10.0
 #: Seconds of an event stream that are listened to for a sign of life, and bytes of it at most.
 LISTEN_TIMEOUT = 5.0
@@ -63,12 +68,14 @@ class _Account:
     :param key: the API key.
     :param model: the model where a step names none.
     :param poll_interval: seconds between two looks at a run.
+    :param requests_per_minute: how many requests a triggerer may send in a minute.
     """
 
     url: str
     key: str = field(repr=False)
     model: str | None
     poll_interval: float
+    requests_per_minute: float
 
     @property
     def backend(self) -> str:
@@ -84,7 +91,9 @@ class CursorHook(HostedAgentHook, LocalAgentHook):
     ``cursor-sdk``; :meth:`runs_hosted` says where.
 
     The connection, of type ``cursor``: the password is the API key; the host, if any, the base
-    URL; the extras ``model``, ``poll_interval`` in seconds, and ``hosted``.
+    URL; the extras ``model``, ``poll_interval`` in seconds, ``hosted``, and
+    ``requests_per_minute``: how many requests one triggerer may send in any minute (20 by default,
+    as Cursor grants).
 
     Options of a step: ``hosted``; at Cursor ``auto_create_pr``, ``mode``, ``mcp_servers``,
     ``model_params`` (as the API's fields of these names) and ``poll_interval``; on the worker those
@@ -206,9 +215,17 @@ class CursorHook(HostedAgentHook, LocalAgentHook):
         """End the run; harmless if it has ended already."""
         self._run(api.cancel(agent_id, run_id))
 
-    async def acancel(self, agent_id: str, run_id: str) -> None:
-        """End the run, inside a trigger."""
-        await self._arun(api.cancel(agent_id, run_id))
+    async def alook(self, agent_id: str, run_id: str) -> HostedRun:
+        """Return where the run stands, by one request inside a trigger."""
+        return await self._arun(api.look(agent_id, run_id))
+
+    async def alist(self, cursor: str = "") -> AgentPage:
+        """Return a page of the account's agents, by one request inside a trigger."""
+        return await self._arun(api.list_agents(cursor))
+
+    async def acancel(self, agent_id: str, run_id: str) -> bool:
+        """End the run, by one request inside a trigger; return whether it was under way."""
+        return await self._arun(api.cancel(agent_id, run_id, tries=1))
 
     def poll_interval(self, options: Mapping[str, Any] | None = None) -> float:
         """Return the seconds between two looks at a run: the option, else the connection's.
@@ -219,9 +236,15 @@ class CursorHook(HostedAgentHook, LocalAgentHook):
             return _seconds(options["poll_interval"], "the step's option poll_interval")
         return self._account().poll_interval
 
-    async def apoll_interval(self) -> float:
-        """Return the connection's seconds between two looks, inside a trigger."""
-        return (await self._aaccount()).poll_interval
+    async def alimits(self) -> HostedLimits:
+        """Return what the connection's key may ask for, inside a trigger."""
+        account = await self._aaccount()
+        name = hashlib.sha256(f"{account.url} {account.key}".encode()).hexdigest()
+        return HostedLimits(
+            account=f"{self.agent} {name}",
+            requests_per_minute=account.requests_per_minute,
+            poll_interval=account.poll_interval,
+        )
 
     def sign_of_life(self, agent_id: str, run_id: str, since: str = "") -> str:
         """Return the id of the newest event of the run; Cursor stamps a run only when it changes
@@ -245,22 +268,29 @@ class CursorHook(HostedAgentHook, LocalAgentHook):
         return newest
 
     async def asign_of_life(self, agent_id: str, run_id: str, since: str = "") -> str:
-        """Return the id of the newest event of the run, inside a trigger."""
+        """Return the id of the newest event of the run, by one request inside a trigger.
+
+        :raises AgentFailure: if the stream does not open: that is no silence of the agent.
+        """
         import httpx
 
-        newest, read = since, 0
+        newest, read, opened = since, 0, False
         try:
             async with asyncio.timeout(LISTEN_TIMEOUT + CONNECT_TIMEOUT):
                 client = await self._aclient()
                 async with client.stream("GET", **_listening(agent_id, run_id, since)) as answer:
+                    opened = True
                     if not answer.is_success:
-                        return newest
+                        await answer.aread()
+                        return self._no_sign(answer, run_id, since)
                     async for line in answer.aiter_lines():
                         newest, read = api.newest_event((line,), newest), read + len(line)
                         if read > LISTEN_BYTES:
                             break
-        except (httpx.HTTPError, TimeoutError):
-            pass  # What was heard until then counts; the caller judges by it.
+        except (httpx.HTTPError, TimeoutError) as error:
+            if not opened:
+                raise self._unreachable(_no_answer(error)) from error
+            # What was heard until then counts; the caller judges by it.
         return newest
 
     def test_connection(self) -> tuple[bool, str]:
@@ -297,12 +327,15 @@ class CursorHook(HostedAgentHook, LocalAgentHook):
                 f"the connection {self.conn_id!r} has no password; put Cursor's API key there "
                 f"(made at https://cursor.com/dashboard/integrations)"
             )
-        where = f"the extra poll_interval of the connection {self.conn_id!r}"
+        where = f"of the connection {self.conn_id!r}"
+        rate = extra.get("requests_per_minute") or DEFAULT_REQUESTS_PER_MINUTE
+        poll = extra.get("poll_interval") or DEFAULT_POLL_INTERVAL
         return _Account(
             url=_base_url(connection, self.conn_id),
             key=key,
             model=str(extra.get("model") or "") or None,
-            poll_interval=_seconds(extra.get("poll_interval") or DEFAULT_POLL_INTERVAL, where),
+            poll_interval=_seconds(poll, f"the extra poll_interval {where}"),
+            requests_per_minute=_rate(rate, f"the extra requests_per_minute {where}"),
         )
 
     def _client(self) -> httpx.Client:
@@ -370,6 +403,13 @@ class CursorHook(HostedAgentHook, LocalAgentHook):
         text = response.text.replace(self._account().key, "***")
         headers = {name.lower(): value for name, value in response.headers.items()}
         return api.Answer(response.status_code, text, headers)
+
+    def _no_sign(self, response: httpx.Response, run_id: str, since: str) -> str:
+        # A stream that is gone, or an event that it no longer knows, tells nothing. Any other
+        # refusal hides whether the agent works, so it must not pass for silence.
+        if response.status_code in (400, 404, 410):
+            return since
+        raise api.refusal(self._answer(response), f"stream the run {run_id}")
 
     def _unreachable(self, error: api.NoAnswer) -> Unavailable:
         return Unavailable(
@@ -465,10 +505,21 @@ def _read_options(values: Mapping[str, Any]) -> CursorOptions:
 
 
 def _seconds(value: Any, where: str) -> float:
-    try:
-        seconds = float(value)
-    except (TypeError, ValueError):
-        seconds = 0.0
+    seconds = _number(value)
     if not 0 < seconds < 3600:
         raise InvalidDefinition(f"{where} must be a number of seconds above 0, not {value!r}")
     return seconds
+
+
+def _rate(value: Any, where: str) -> float:
+    rate = _number(value)
+    if not 0 < rate < 1_000_000:
+        raise InvalidDefinition(f"{where} must be a number above 0, not {value!r}")
+    return rate
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return 0.0

@@ -330,6 +330,12 @@ class AcpScriptedRig(AcpRig):
             "session_files": ["sessions/{id}.json"],
         }
 
+    def hide_program(self, patch: pytest.MonkeyPatch) -> None:
+        """Name a program that is not there."""
+        patch.setattr(self, "extra", lambda: {"command": ["/nowhere/agent"], "model": "x"})
+        assert self._stand_in is not None
+        self.connect(self._stand_in.url)
+
 
 class AcpQwenRig(AcpRig):
     """The real Qwen Code program."""
