@@ -285,6 +285,27 @@ def test_without_a_repository_it_works_on_the_worker(bench: Bench, cursor: Start
     assert outcome["branch"] is None
 
 
+@pytest.mark.parametrize("remote", [True, False], ids=["that must stay here", "without a remote"])
+def test_a_step_of_an_agent_that_is_both_runs_here(
+    bench: Bench, cursor: Start, remote: bool
+) -> None:
+    server = cursor(
+        script("work: [{write: {path: a.txt, content: hello}}, {say: Done.}]"), model="composer-2"
+    )
+    arguments: dict[str, Any] = {}
+    if remote:
+        repository = bench.repository({"README.md": "# Project\n"})
+        arguments = {"repository": str(repository), "options": {"hosted": False}}
+    assert one_step(bench, CURSOR, **arguments).test().state == "success"
+    outcome = bench.outcomes()["work"]
+    assert outcome["session"].startswith("agent-")
+    assert outcome["usage"]["total_tokens"] > 0
+    assert outcome["cost"] is None
+    assert posted(server, "/v1/agents") == []
+    plays = [entry["action"] for entry in server.requests if "action" in entry]
+    assert plays == ["write", "say"]
+
+
 def posted(server: CursorServer, path: str) -> list[Any]:
     """Return the requests to ``path`` by which the stand-in made something."""
     made = [r for r in server.requests if r["method"] == "POST" and r["status"] in (200, 201)]
