@@ -12,7 +12,7 @@ WORKERS ?= 2
 
 export REPOSITORY REHEARSAL
 
-.PHONY: demo up test conformance lint format bench setup clean
+.PHONY: demo up test conformance hostile lint format bench setup clean
 
 demo: setup
 	@.venv/bin/python -m infra.local.demo --repository "$$REPOSITORY" --rehearsal "$$REHEARSAL"
@@ -22,6 +22,10 @@ up: setup
 
 test: setup
 	.venv/bin/python -m pytest -n $(WORKERS) $(ARGS)
+
+# What an agent could try against this worker, as root and as an ordinary user; prints a table.
+hostile: setup
+	@.venv/bin/python -m tests.sandbox.hostile $(ARGS)
 
 conformance: setup
 	.venv/bin/python -m tests.conformance.table -n $(WORKERS)

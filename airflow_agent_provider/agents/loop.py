@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Coroutine, Iterator
 from typing import Any, TypeVar
@@ -21,6 +20,8 @@ Event = TypeVar("Event")
 
 #: Seconds that a cancelled call, or the loop's own end, may take.
 _END_SECONDS = 5.0
+#: Rounds of a loop that was told to stop, for what is already on its way.
+_LAST_ROUNDS = 10
 #: Events that the loop reads ahead of the step.
 _QUEUE_LENGTH = 100
 
@@ -37,6 +38,7 @@ class SessionLoop:
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
+        self._closing = False
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
@@ -82,13 +84,14 @@ class SessionLoop:
 
     def close(self) -> None:
         """Cancel what still runs and end the thread, within seconds; harmless a second time."""
-        if self._thread.is_alive():
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(_END_SECONDS)
+        if not self._closing:
+            self._closing = True
+            self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_END_SECONDS)
 
     def _submit(self, coroutine: Coroutine[Any, Any, Result]) -> concurrent.futures.Future[Result]:
-        if not self._thread.is_alive():
+        # A loop that has stopped would never run it, and its caller would wait for ever.
+        if self._closing:
             coroutine.close()
             raise ConnectionError("the session was closed")
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
@@ -97,6 +100,9 @@ class SessionLoop:
         asyncio.set_event_loop(self._loop)
         try:
             self._loop.run_forever()
+            # What was submitted just before the end becomes a task now, and is cancelled with the
+            # others; and the pipes of programs that have ended close.
+            self._loop.run_until_complete(_rounds(_LAST_ROUNDS))
             left = asyncio.all_tasks(self._loop)
             for task in left:
                 task.cancel()
@@ -105,6 +111,11 @@ class SessionLoop:
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         finally:
             self._loop.close()
+
+
+async def _rounds(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
 async def _fill(queue: asyncio.Queue[Any], events: AsyncIterable[Any]) -> None:

@@ -107,6 +107,7 @@ class AcpHook(LocalAgentHook):
             agent, and where the agent's program is missing.
         :raises AgentFailure: if the agent does not start.
         """
+        _check_library()
         options = read_options(AcpOptions, "an ACP agent", task.options)
         if not task.workspace.is_dir():
             raise AgentFailed(f"the workspace {task.workspace} is not there")
@@ -123,9 +124,8 @@ class AcpHook(LocalAgentHook):
         try:
             vendor, preset = self._read()
             api = APIS[preset.api]
-            answer = httpx.get(
-                f"{vendor.url}{api.models}", headers=api.headers(vendor.key), timeout=_TEST_SECONDS
-            )
+            headers = {**api.version, **api.headers(vendor.key)}
+            answer = httpx.get(f"{vendor.url}{api.models}", headers=headers, timeout=_TEST_SECONDS)
         except AgentFailure as failure:
             return False, failure.reason
         except httpx.HTTPError as error:
@@ -179,3 +179,14 @@ def _install(preset: Preset) -> str:
     if preset.package is None:
         return "install it, and give the connection's extra 'command' its absolute path"
     return f"install it on the worker with: npm install --prefix {programs} {preset.package}"
+
+
+def _check_library() -> None:
+    try:
+        import acp  # noqa: F401
+    except ImportError as error:
+        raise InvalidDefinition(
+            "the library of the Agent Client Protocol is missing; install it on the worker with: "
+            "pip install 'airflow-agent-provider[acp]'",
+            raw=str(error),
+        ) from error

@@ -50,14 +50,15 @@ class Rules:
         :param kind: the tool's kind in the protocol's words.
         :param paths: the files that it is about.
         """
-        if kind not in _CHANGES:
-            if kind == "execute" and self.access is Access.READ_ONLY and not self.boxed:
-                return "the step is read only, and nothing would hold the command to that"
-            return None
         if self.access is Access.READ_ONLY:
-            return "the step is read only"
-        outside = [path for path in paths if not self._inside(path)]
-        return f"{outside[0]} is outside of the workspace" if outside else None
+            if kind in _CHANGES:
+                return "the step is read only"
+            if kind == "execute" and not self.boxed:
+                return "the step is read only, and nothing would hold the command to that"
+        if kind in _CHANGES and not self.boxed:
+            outside = [path for path in paths if not self._inside(path)]
+            return f"{outside[0]} is outside of the workspace" if outside else None
+        return None
 
     def _inside(self, path: str) -> bool:
         real = (self.workspace / path).resolve()

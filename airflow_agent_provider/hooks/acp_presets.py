@@ -26,6 +26,7 @@ class Api:
     :param scheme: what stands before the key in it.
     :param paths: prefixes of the paths that agents need.
     :param models: path of the list of models, by which a key is tried.
+    :param version: headers that name the version of the API, where it wants them.
     """
 
     url: str
@@ -33,6 +34,7 @@ class Api:
     scheme: str
     paths: tuple[str, ...]
     models: str
+    version: Mapping[str, str] = field(default_factory=dict)
 
     def headers(self, key: str) -> dict[str, str]:
         """Return the header with ``key``."""
@@ -53,6 +55,7 @@ APIS = {
         "",
         ("/v1/messages", "/v1/models"),
         "/v1/models",
+        {"anthropic-version": "2023-06-01"},
     ),
     "gemini": Api(
         "https://generativelanguage.googleapis.com",
@@ -93,6 +96,11 @@ class Preset:
     read_only_mode: str | None = None
     sessions: tuple[str, ...] = ()
     usage: bool = True
+
+    @property
+    def tells_model(self) -> bool:
+        """Whether the agent is told its model when it starts."""
+        return "{model}" in json.dumps([self.environment, self.files])
 
 
 PRESETS = {

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import re
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -30,7 +29,7 @@ from airflow_agent_provider.agents.failures import (
     InvalidDefinition,
 )
 from airflow_agent_provider.agents.loop import SessionLoop
-from airflow_agent_provider.hooks.acp_client import Asked, Client, Rules
+from airflow_agent_provider.hooks.acp_client import Asked, Rules
 from airflow_agent_provider.hooks.acp_events import (
     Spent,
     TurnReader,
@@ -39,8 +38,8 @@ from airflow_agent_provider.hooks.acp_events import (
     refused,
 )
 from airflow_agent_provider.hooks.acp_home import Home
+from airflow_agent_provider.hooks.acp_link import CANCEL_SECONDS, CLOSE_SECONDS, Link
 from airflow_agent_provider.hooks.acp_presets import APIS, Preset, as_text, filled
-from airflow_agent_provider.hooks.acp_wire import Wire
 from airflow_agent_provider.hooks.local_session import LocalSession, unclassified
 from airflow_agent_provider.hooks.vendor import Vendor, refused_key
 from airflow_agent_provider.sandbox.box import Program
@@ -48,11 +47,7 @@ from airflow_agent_provider.sandbox.door import Upstream
 
 if TYPE_CHECKING:
     from acp import RequestError
-    from acp.client.connection import ClientSideConnection
 
-#: Seconds for the agent to end a turn that was cancelled, and to end by itself.
-_CANCEL_SECONDS = 5.0
-_CLOSE_SECONDS = 3.0
 #: Ends the prompt where a structured answer is wanted: the protocol has no other way to ask.
 _STRUCTURED = (
     "\n\nYour final message must be one JSON value of this schema and nothing else, without any "
@@ -97,7 +92,7 @@ class AcpSession(LocalSession):
     """An ACP agent at work for one task. Made by :meth:`AcpHook.start`."""
 
     agent = "acp"
-    title = "the ACP agent"
+    title = "The ACP agent"
 
     def __init__(self, task: AgentTask, agent: AcpAgent, options: AcpOptions) -> None:
         super().__init__(task)
@@ -106,11 +101,7 @@ class AcpSession(LocalSession):
         self._model = task.model or agent.vendor.model
         self._home = Home(task.home, agent.preset)
         self._loop = SessionLoop("acp")
-        self._wire: Wire | None = None
-        self._client: Client | None = None
-        self._connection: ClientSideConnection | None = None
-        self._prompt: asyncio.Future[Any] | None = None
-        self._loads = False
+        self._link: Link | None = None
         self._resumable = False
         # A fresh session has spent nothing; what a resumed one has spent, few agents say.
         self._spent = Spent(Usage(), 0.0)
@@ -124,15 +115,18 @@ class AcpSession(LocalSession):
             self._home.write(self._filled(self._agent.preset.files, values))
             variables = self._filled(self._agent.preset.environment, values)
             box.write_wrapper({name: as_text(value) for name, value in variables.items()})
-            self._loop.run(self._start(), self._patience(), "starting the agent")
-            self._loop.run(self._open(), self._patience(), "opening the session")
+            task = self._task
+            self._link = Link(Rules(task.workspace, task.home, task.access, box.boxed))
+            starting = self._link.start(box.wrapper, self._agent.preset.auth)
+            self._loop.run(starting, self._patience(), "starting the agent")
+            self._loop.run(self._open(self._link), self._patience(), "opening the session")
 
     @property
     def session(self) -> Session | None:
         """The conversation, once the agent has said something in it that it can replay."""
-        if self._client is None or self._client.session_id is None or not self._resumable:
+        if self._link is None or self._link.session_id is None or not self._resumable:
             return None
-        return Session("acp", self._client.session_id)
+        return Session("acp", self._link.session_id)
 
     def turn(
         self, prompt: str, *, output_schema: Mapping[str, Any] | None = None
@@ -161,10 +155,8 @@ class AcpSession(LocalSession):
     def interrupt(self) -> None:
         """End the turn under way; an agent that does not heed it is ended itself."""
         with contextlib.suppress(Exception):
-            heeded = self._loop.run(
-                self._cancel(), 2 * _CANCEL_SECONDS, "cancelling the agent's turn"
-            )
-            if not heeded:
+            cancelling = self._linked.cancel()
+            if not self._loop.run(cancelling, 2 * CANCEL_SECONDS, "cancelling the turn"):
                 self.box.kill()
 
     def portable_files(self) -> Mapping[str, Path]:
@@ -173,11 +165,18 @@ class AcpSession(LocalSession):
         return {} if session is None else self._home.session_files(session.id)
 
     def _end(self) -> None:
-        with contextlib.suppress(Exception):
-            self._loop.run(self._hang_up(), 2 * _CLOSE_SECONDS, "closing the agent")
+        if self._link is not None:
+            with contextlib.suppress(Exception):
+                self._loop.run(self._link.hang_up(), 2 * CLOSE_SECONDS, "closing the agent")
         if self._box is not None:
             self._box.kill()
         self._loop.close()
+
+    @property
+    def _linked(self) -> Link:
+        if self._link is None:
+            raise ConnectionError("the agent was not started")
+        return self._link
 
     def _upstream(self) -> Upstream:
         api = APIS[self._agent.preset.api]
@@ -203,66 +202,28 @@ class AcpSession(LocalSession):
                 f"of the connection {self._agent.vendor.conn_id!r}"
             ) from error
 
-    async def _start(self) -> None:
-        import acp
-        from acp.schema import ClientCapabilities, Implementation
-
-        task = self._task
-        rules = Rules(task.workspace, task.home, task.access, self.box.boxed)
-        self._client = client = Client(rules)
-        self._wire = wire = Wire(client.busy)
-        await wire.start(self.box.wrapper, task.workspace)
-        self._connection = acp.connect_to_agent(cast(Any, client), wire)
-        about = await self._connection.initialize(
-            protocol_version=acp.PROTOCOL_VERSION,
-            client_capabilities=ClientCapabilities(),
-            client_info=Implementation(name="airflow-agent-provider", version="1"),
-        )
-        self._loads = bool(about.agent_capabilities and about.agent_capabilities.load_session)
-        if self._agent.preset.auth is not None:
-            await self._connection.authenticate(method_id=self._agent.preset.auth)
-
-    async def _open(self) -> None:
-        earlier = self._task.session
-        opened = await self._load(earlier) if earlier is not None else None
+    async def _open(self, link: Link) -> None:
+        opened = None
+        if self._task.session is not None:
+            opened = await self._load(link, self._task.session)
         if opened is None:
-            opened = await self._new()
+            opened = await link.new()
         mode = self._mode()
         if mode is not None:
-            await self._set_mode(opened, mode)
-        for name, value in self._options.config.items():
-            await self._connected.set_config_option(
-                config_id=name, session_id=self._session_id, value=value
-            )
+            await link.set_mode(opened, mode)
+        if self._model is not None and not self._agent.preset.tells_model:
+            await link.choose(opened, "model", self._model)
+        await link.configure(self._options.config)
 
-    async def _new(self) -> Any:
-        opened = await self._connected.new_session(cwd=str(self._task.workspace), mcp_servers=[])
-        self._talks.session_id = opened.session_id
-        return opened
-
-    async def _load(self, earlier: Session) -> Any:
-        """Return the answer to the request to load ``earlier``; None if it is not continued."""
-        client = self._talks
-        client.replayed = 0
-        why = "this agent loads no sessions" if not self._loads else ""
-        if earlier.agent != "acp":
-            why = "it is another agent's"
-        if not why:
-            try:
-                opened = await self._connected.load_session(
-                    cwd=str(self._task.workspace), session_id=earlier.id, mcp_servers=[]
-                )
-            except Exception as error:
-                why = _refusal(error)
-            else:
-                # Some agents take an id that they do not know for a new session's.
-                why = "" if client.replayed else "the agent does not know it"
-        if why:
+    async def _load(self, link: Link, earlier: Session) -> Any:
+        opened, why = None, "it is another agent's"
+        if earlier.agent == "acp":
+            opened, why = await link.load(earlier.id)
+        if opened is None:
             self._notices.append(f"{earlier.id} cannot be continued, a new session starts: {why}")
-            return None
-        client.session_id = earlier.id
-        self._spent = Spent()
-        self._resumable = True
+        else:
+            self._spent = Spent()
+            self._resumable = True
         return opened
 
     def _mode(self) -> str | None:
@@ -275,103 +236,43 @@ class AcpSession(LocalSession):
         if preset.read_only_mode is None:
             raise InvalidDefinition(
                 "access: read_only needs the sandbox, or an agent with a mode for it; set [agents] "
-                f"sandbox = required, or the extra 'read_only_mode' of the connection "
+                "sandbox = required, or the extra 'read_only_mode' of the connection "
                 f"{self._agent.vendor.conn_id!r}"
             )
         return preset.read_only_mode
 
-    async def _set_mode(self, opened: Any, mode: str) -> None:
-        modes = opened.modes.available_modes if opened.modes else []
-        names = [each.id for each in modes]
-        if mode in names:
-            await self._connected.set_session_mode(session_id=self._session_id, mode_id=mode)
-            return
-        for option in opened.config_options or ():
-            if option.category == "mode" and option.type == "select":
-                names = [choice.value for choice in option.options if hasattr(choice, "value")]
-                if mode in names:
-                    await self._connected.set_config_option(
-                        config_id=option.id, session_id=self._session_id, value=mode
-                    )
-                    return
-        raise InvalidDefinition(
-            f"the agent has no mode {mode!r}; it has: {', '.join(names) or 'none'}"
-        )
-
-    @property
-    def _connected(self) -> ClientSideConnection:
-        if self._connection is None:
-            raise ConnectionError("the agent was not started")
-        return self._connection
-
-    @property
-    def _talks(self) -> Client:
-        if self._client is None:
-            raise ConnectionError("the agent was not started")
-        return self._client
-
-    @property
-    def _session_id(self) -> str:
-        if self._talks.session_id is None:
-            raise ConnectionError("the session was not opened")
-        return self._talks.session_id
-
     def _follow(self, prompt: str, reader: TurnReader) -> Iterator[AgentEvent]:
         updates = self._watch(
-            self._loop.iterate(self._updates(prompt)), patience=self._options.patience
+            self._loop.iterate(self._linked.turn(prompt)), patience=self._options.patience
         )
-        for update in updates:
-            self._resumable = self._loads
-            yield from self._announce()
-            if isinstance(update, Asked):
-                yield from reader.asked(update.call, update.refusal)
-                self._loop.run(self._talks.hear(update), self._patience(), "answering the agent")
-            elif hasattr(update, "stop_reason"):
-                yield from reader.end(update)
-            else:
-                yield from reader.events(update)
-
-    async def _updates(self, prompt: str) -> AsyncIterator[Any]:
-        from acp import text_block
-
-        request = self._connected.prompt(session_id=self._session_id, prompt=[text_block(prompt)])
-        self._prompt = asyncio.ensure_future(request)
         try:
-            async for update in self._talks.follow(self._prompt):
-                yield update
-        finally:
-            self._prompt = None
+            for update in updates:
+                self._resumable = self._linked.loads
+                yield from self._announce()
+                yield from self._read(update, reader)
+        except Exception:
+            # What the agent had begun to say may tell why.
+            yield from reader.close()
+            raise
 
-    async def _cancel(self) -> bool:
-        """Tell the agent to end its turn; return whether it did."""
-        prompt = self._prompt
-        if prompt is None or prompt.done():
-            return True
-        await self._connected.cancel(session_id=self._session_id)
-        self._talks.call_off()
-        done, _ = await asyncio.wait([prompt], timeout=_CANCEL_SECONDS)
-        return bool(done)
-
-    async def _hang_up(self) -> None:
-        if self._wire is None:
-            return
-        await self._wire.close()
-        await self._wire.ended(_CLOSE_SECONDS)
-        if self._connection is not None:
-            await self._connection.close()
+    def _read(self, update: Any, reader: TurnReader) -> Iterator[AgentEvent]:
+        if isinstance(update, Asked):
+            yield from reader.asked(update.call, update.refusal)
+            hearing = self._linked.client.hear(update)
+            self._loop.run(hearing, self._patience(), "answering the agent")
+        elif hasattr(update, "stop_reason"):
+            yield from reader.end(update)
+        else:
+            yield from reader.events(update)
 
     def _classify(self, error: Exception, doing: str) -> AgentFailure:
         from acp import RequestError
 
         if isinstance(error, RequestError):
             return self._refused(error)
-        if isinstance(error, ImportError):
-            return InvalidDefinition(
-                "the library of the Agent Client Protocol is missing; install it on the worker "
-                "with: pip install 'airflow-agent-provider[acp]'",
-                raw=str(error),
-            )
         raw = "\n".join(filter(None, (f"{type(error).__name__}: {error}", self._words)))
+        if self._link is not None and self._link.wire.fault is not None:
+            return AgentFailed(self._link.wire.fault, raw=raw)
         if doing == "start":
             return AgentFailed("the ACP agent did not start", raw=raw)
         if isinstance(error, OSError):
@@ -379,12 +280,11 @@ class AcpSession(LocalSession):
         return unclassified(self.title, error)
 
     def _refused(self, error: RequestError) -> AgentFailure:
-        words = error_words(str(error), error.data)
         standing = self._standing()
         # Agents put the model's answer into words of their own; the door saw the answer itself.
         failure = standing.failure if standing else classify(error.code, str(error), error.data)
-        raw = "\n".join(dict.fromkeys(filter(None, (words, failure.raw, self._words))))
-        failure.raw = raw
+        words = (error_words(str(error), error.data), failure.raw, self._words)
+        failure.raw = "\n".join(dict.fromkeys(filter(None, words)))
         return self._explained(failure)
 
     def _explained(self, failure: AgentFailure) -> AgentFailure:
@@ -394,15 +294,7 @@ class AcpSession(LocalSession):
 
     @property
     def _words(self) -> str:
-        return self._wire.words if self._wire is not None else ""
-
-
-def _refusal(error: Exception) -> str:
-    from acp import RequestError
-
-    if not isinstance(error, RequestError):
-        raise error
-    return error_words(str(error), error.data)
+        return self._link.wire.words if self._link is not None else ""
 
 
 def _structured(message: str) -> Any:

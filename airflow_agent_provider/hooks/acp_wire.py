@@ -19,6 +19,12 @@ LINE_SIZE = 50 * 1024**2
 #: Bytes that are kept of what the agent writes to its standard error, and beside its messages.
 _WORDS_SIZE = 8000
 _CHUNK = 65536
+#: The updates that the protocol has.
+_UPDATES = {
+    "user_message_chunk", "agent_message_chunk", "agent_thought_chunk", "tool_call",
+    "tool_call_update", "plan", "plan_update", "plan_removed", "available_commands_update",
+    "current_mode_update", "config_option_update", "session_info_update", "usage_update",
+}  # fmt: skip
 #: Seconds between two looks at whether the step has caught up.
 _BUSY_POLL = 0.02
 
@@ -81,9 +87,10 @@ class Wire:
             if line is None:
                 return None
             message = _message(line)
-            if message is not None:
+            if message is None:
+                self._keep(line)
+            elif _is_known(message):
                 return message
-            self._keep(line)
 
     async def close(self) -> None:
         """Close the agent's input, which tells it to end."""
@@ -122,6 +129,15 @@ class Wire:
         if self._process is None:
             raise ConnectionError("the agent's program was not started")
         return self._process
+
+
+def _is_known(message: dict[str, Any]) -> bool:
+    # The library would log an error, with all of its stack, for each update of a later protocol.
+    if message.get("method") != "session/update":
+        return True
+    params = message.get("params")
+    update = params.get("update") if isinstance(params, dict) else None
+    return isinstance(update, dict) and update.get("sessionUpdate") in _UPDATES
 
 
 def _message(line: bytes) -> dict[str, Any] | None:

@@ -146,8 +146,8 @@ class CodexSession(LocalSession):
                 yield from self._follow(handle, reader)
             finally:
                 self._spent = reader.spent
-        if reader.status not in ("completed", "interrupted"):
-            raise self._failure(reader.error)
+            if reader.status not in ("completed", "interrupted"):
+                raise self._failure(reader.error)
         return AgentResult(
             status=reader.status,
             message=reader.message,

@@ -11,6 +11,7 @@ from airflow_agent_provider.agents.contract import AgentEvent, AgentSession, Age
 from airflow_agent_provider.agents.failures import (
     AgentFailed,
     AgentFailure,
+    RateLimited,
     Stalled,
     TimedOut,
 )
@@ -148,11 +149,20 @@ class LocalSession(AgentSession):
         except (GeneratorExit, KeyboardInterrupt, SystemExit):
             raise
         except AgentFailure as failure:
-            raise self._box_failure() or self._explained(failure) from failure.__cause__
+            failure = self._explained(self._with_wait(failure))
+            raise self._box_failure() or failure from failure.__cause__
         except Overdue as error:
             raise self._box_failure() or self._overdue(error) from error
         except Exception as error:
             raise self._box_failure() or self._classify(error, doing) from error
+
+    def _with_wait(self, failure: AgentFailure) -> AgentFailure:
+        """Return a rate limit with the seconds to wait that the door has seen the vendor say."""
+        door = self._box.door if self._box is not None else None
+        last = door.last_failure if door is not None else None
+        if not isinstance(failure, RateLimited) or failure.retry_after is not None or last is None:
+            return failure
+        return RateLimited(failure.reason, raw=failure.raw, retry_after=last.retry_after)
 
     def _explained(self, failure: AgentFailure) -> AgentFailure:
         """Return ``failure`` with a reason that names the next step, where the subclass knows one.

@@ -37,8 +37,10 @@ from airflow_agent_provider.sandbox.cgroups import Cgroup, make_cgroup
 from airflow_agent_provider.sandbox.door import Door, Upstream
 from airflow_agent_provider.sandbox.leftovers import take_privileges
 from airflow_agent_provider.sandbox.preflight import check
+from airflow_agent_provider.sandbox.private import PrivateFolder
 from airflow_agent_provider.sandbox.size import SizeWatch
 from airflow_agent_provider.sandbox.syscalls import call_filter
+from airflow_agent_provider.sandbox.usage import UsageWatch
 
 #: The port on the box's own loopback interface that leads to the door. Always the same, so that
 #: what a session has written down of it holds on every worker.
@@ -48,9 +50,6 @@ _SOCKET = "/run/model.sock"
 _PUMP = "/run/pump.py"
 #: Seconds for what still runs in a box to end.
 _END_SECONDS = 5.0
-#: A unix socket's path has 107 characters at most.
-_SOCKET_FOLDER = "/tmp"
-
 
 #: What passes from the worker's environment into every box.
 _INHERITED = tuple(name for name in INHERITED if name not in ("PATH", "USER", "LOGNAME"))
@@ -66,6 +65,8 @@ class Program:
     :param environment: its variables, without any secret; HOME, TMPDIR and PATH are the box's.
     :param inherited: names of variables that the SDK gives its child, and that pass through.
     :param path: folders that come first where programs are looked up.
+    :param port: where it listens for its SDK, on the loopback interface, if it does; see
+        :attr:`Box.inlet`.
     """
 
     command: tuple[str, ...]
@@ -73,6 +74,7 @@ class Program:
     environment: Mapping[str, str] = field(default_factory=dict)
     inherited: tuple[str, ...] = ()
     path: tuple[Path, ...] = ()
+    port: int | None = None
 
 
 class Box:
@@ -88,13 +90,15 @@ class Box:
         self.task = task
         self.boxed = _boxed(task.confinement)
         # Not below the home or the workspace: nothing in here is the agent's.
-        self.folder = Path(tempfile.mkdtemp(prefix="agent-box-", dir=_SOCKET_FOLDER))
+        self._private = PrivateFolder()
+        self.folder = self._private.path
         self.wrapper = self.folder / "agent"
         self.mark = uuid.uuid4().hex
         self.door: Door | None = None
         self._program = program
         self._closed = False
         self._size: SizeWatch | None = None
+        self._usage: UsageWatch | None = None
         self._cgroup = Cgroup()
         try:
             self._open(upstream)
@@ -118,9 +122,20 @@ class Box:
         return self.door.key
 
     @property
+    def inlet(self) -> Path | None:
+        """The unix socket that leads to the program's port; None where the port itself does.
+
+        It is there once the program runs, and lies outside of what the program sees.
+        """
+        if self._program.port is None or not self._networkless:
+            return None
+        return self.folder / "inlet.sock"
+
+    @property
     def violation(self) -> AgentFailure | None:
         """Why the box ended its program, if it did."""
-        return self._size.violation if self._size else None
+        watches = (self._size, self._usage)
+        return next((watch.violation for watch in watches if watch and watch.violation), None)
 
     def write_wrapper(self, environment: Mapping[str, str]) -> None:
         """Make the wrapper, once more variables are known, as the model's URL.
@@ -134,6 +149,7 @@ class Box:
             "cgroups": self._cgroup.entrances,
             "stdin": _own_stdin(),
             "bwrap": [_bubblewrap(), *arguments(self._bounds())] if self.boxed else [],
+            "inlet": None if self.inlet is None else str(self.inlet),
             "filter": call_filter().hex(),
             "command": [*self._pump(), *self._program.command],
         }
@@ -156,15 +172,16 @@ class Box:
         if self._closed:
             return
         self._closed = True
-        if self._size is not None:
-            self._size.close()
+        for watch in (self._size, self._usage):
+            if watch is not None:
+                watch.close()
         self.kill()
         if self.boxed:
             take_privileges((self.task.workspace, self.task.home))
         if self.door is not None:
             self.door.close()
         self._cgroup.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._private.close()
 
     def __enter__(self) -> Box:
         return self
@@ -189,17 +206,26 @@ class Box:
         self._cgroup = make_cgroup(self.mark, bounds.processes, bounds.memory)
         self.write_wrapper({})
         folders = (self.task.workspace, self.task.home)
-        self._size = SizeWatch(folders, self.task.confinement.disk, self.kill)
+        self._size = SizeWatch(folders, bounds.disk, self.kill)
+        self._usage = UsageWatch(
+            self.mark,
+            0 if "memory" in self._cgroup.kinds else bounds.memory,
+            # Of ordinary users, the kernel counts them.
+            0 if "pids" in self._cgroup.kinds or os.geteuid() != 0 else bounds.processes,
+            self.kill,
+        )
 
     @property
     def _networkless(self) -> bool:
         return self.boxed and self.task.confinement.network is Network.MODEL
 
     def _pump(self) -> list[str]:
-        if not self._networkless or self.door is None:
-            return []
-        pair = f"tcp:{MODEL_PORT}=unix:{_SOCKET}"
-        return [str(interpreter()), "-IS", _PUMP, pair, "--"]
+        pairs = []
+        if self._networkless and self.door is not None:
+            pairs.append(f"tcp:{MODEL_PORT}=unix:{_SOCKET}")
+        if self.inlet is not None:
+            pairs.append(f"fd:{{inlet}}=tcp:{self._program.port}")
+        return [str(interpreter()), "-IS", _PUMP, *pairs, "--"] if pairs else []
 
     def _environment(self) -> dict[str, str]:
         home = self.task.home
@@ -237,10 +263,11 @@ class Box:
             readable.append(task.workspace / ".git")
         else:
             readable.append(task.workspace)
-        sockets = []
+        sockets: list[tuple[Path, str]] = []
         if self._networkless and self.door is not None and self.door.place is not None:
-            pump = Path(__file__).with_name("pump.py")
-            sockets = [(self.door.place, _SOCKET), (pump, _PUMP)]
+            sockets.append((self.door.place, _SOCKET))
+        if sockets or self.inlet is not None:
+            sockets.append((Path(__file__).with_name("pump.py"), _PUMP))
         return Bounds(task.workspace, writable, readable, not self._networkless, sockets)
 
 

@@ -118,7 +118,7 @@ def _parents() -> dict[str, list[Path]]:
     """Return where cgroups of a kind may be made: below this process's own, or beside it."""
     own = dict(_own_groups())
     found: dict[str, list[Path]] = {}
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         for line in _MOUNTS.read_text().splitlines():
             # https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html
             fields, _, rest = line.partition(" - ")
@@ -146,7 +146,7 @@ def _kinds(system: str, options: list[str]) -> list[str]:
 
 
 def _own_groups() -> Iterator[tuple[str, str]]:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         for line in _SELF.read_text().splitlines():
             _, kinds, path = line.split(":", 2)
             for kind in kinds.split(","):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from airflow_agent_provider.agents.failures import AgentFailure, PolicyViolation, Unavailable
@@ -21,10 +20,6 @@ _ENTRY_SIZE = 4096
 _FREE_SHARE = 20
 _FREE_BYTES = 1024**3
 _FREE_FILES = 100_000
-
-
-class _TooDeep(Exception):
-    """Folders lie in each other so deep that no path leads there."""
 
 
 class SizeWatch:
@@ -63,9 +58,10 @@ class SizeWatch:
             violation = self._full()
             try:
                 total = size(self._folders)
-            except _TooDeep:
+            except OSError as error:
                 violation = PolicyViolation(
-                    "the agent made folders that lie in each other so deep that no path leads there"
+                    "the agent's folders cannot be looked into, as when they lie in each other so "
+                    f"deep that no path leads there: {error.strerror}"
                 )
             else:
                 started = total if started is None else started
@@ -115,20 +111,16 @@ def size(folders: Sequence[Path]) -> int:
 
     A file with several names counts once; and each name counts a little.
 
-    :raises _TooDeep: if there are folders that cannot be looked into.
+    :raises OSError: if there are folders that cannot be looked into.
     """
     total = 0
     shared: set[int] = set()
     pending = [str(folder) for folder in folders]
     while pending:
-        for entry in _entries(pending.pop()):
+        for path, status in _entries(pending.pop()):
             total += _ENTRY_SIZE
-            try:
-                status = entry.stat(follow_symlinks=False)
-            except OSError:
-                continue  # Gone since it was listed: the agent is at work.
             if stat.S_ISDIR(status.st_mode):
-                pending.append(entry.path)
+                pending.append(path)
             elif status.st_nlink == 1 or status.st_ino not in shared:
                 total += max(0, status.st_blocks * 512 - _ENTRY_SIZE)
                 if status.st_nlink > 1:
@@ -136,29 +128,36 @@ def size(folders: Sequence[Path]) -> int:
     return total
 
 
-def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
+def _entries(folder: str) -> list[tuple[str, os.stat_result]]:
     try:
-        with _opened(folder) as entries:
-            yield from entries
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            raise _TooDeep from error
-
-
-def _opened(folder: str) -> contextlib.AbstractContextManager[Iterator[os.DirEntry[str]]]:
-    try:
-        return os.scandir(folder)
+        return _listed(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []  # Gone since it was listed: the agent is at work.
     except PermissionError:
-        pass
-    # Made unreadable, it would hide what is in it. The permission is there for one moment.
-    file = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        way = f"/proc/self/fd/{file}"
-        mode = stat.S_IMODE(os.fstat(file).st_mode)
-        Path(way).chmod(mode | stat.S_IRUSR | stat.S_IXUSR)
+        return _forced(folder)
+
+
+def _listed(folder: str) -> list[tuple[str, os.stat_result]]:
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                found.append((entry.path, entry.stat(follow_symlinks=False)))
+    return found
+
+
+def _forced(folder: str) -> list[tuple[str, os.stat_result]]:
+    """List a folder that was made unreadable, and would hide what is in it."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+        file = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
-            return os.scandir(folder)
+            way = Path(f"/proc/self/fd/{file}")
+            mode = stat.S_IMODE(os.fstat(file).st_mode)
+            way.chmod(mode | stat.S_IRUSR | stat.S_IXUSR)
+            try:
+                return _listed(folder)
+            finally:
+                way.chmod(mode)
         finally:
-            Path(way).chmod(mode)
-    finally:
-        os.close(file)
+            os.close(file)
+    return []

@@ -26,13 +26,13 @@ def weaknesses() -> list[str]:
     root = os.geteuid() == 0
     if root and "pids" not in trial.kinds:
         found.append(
-            "nothing limits how many processes an agent starts, since the worker is root: run it "
-            f"as an ordinary user, or {_DELEGATE}"
+            "how many processes an agent starts is looked at once a second and not limited, since "
+            f"the worker is root: run it as an ordinary user, or {_DELEGATE}"
         )
     if "memory" not in trial.kinds:
         found.append(
-            "the memory of each of an agent's processes is limited, but not that of all together: "
-            f"{_DELEGATE}"
+            "the memory of each of an agent's processes is limited, but that of all together is "
+            f"only looked at once a second: {_DELEGATE}"
         )
     if root:
         found.append(

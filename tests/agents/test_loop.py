@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -124,3 +126,30 @@ def test_after_its_end_nothing_runs(loop: SessionLoop) -> None:
     loop.close()
     with pytest.raises(ConnectionError, match="was closed"):
         loop.run(thread(), 5, "asking")
+
+
+def test_a_loop_that_is_closing_takes_no_more_calls(loop: SessionLoop) -> None:
+    cancelled = threading.Event()
+
+    async def slow_to_end() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.set()
+            await asyncio.sleep(0.5)
+
+    def call() -> None:
+        # Whether it is told of its own end or of the loop's, depends on which comes first.
+        with contextlib.suppress(ConnectionError, concurrent.futures.CancelledError):
+            loop.run(slow_to_end(), 60, "a long call")
+
+    caller, closer = threading.Thread(target=call), threading.Thread(target=loop.close)
+    caller.start()
+    loop.run(asyncio.sleep(0.1), 5, "letting it begin")
+    closer.start()
+    assert cancelled.wait(10)
+    with pytest.raises(ConnectionError):
+        loop.run(asyncio.sleep(60), 3, "a late call")
+    for thread in (caller, closer):
+        thread.join(10)
+        assert not thread.is_alive()

@@ -281,3 +281,72 @@ class Model:
         patrol.note(None)
         self.clock.now += seconds
         patrol.resume()
+
+
+class Trouble:
+    """What the agent hides: requests that fail until :attr:`over`, every so many seconds."""
+
+    def __init__(self, every: float, over: float = 20.0) -> None:
+        self.since: float | None = None
+        self.every, self.over = every, over
+
+    def __call__(self) -> watch.Standing | None:
+        # The first request is made once the turn has begun.
+        self.since = self.since or time.monotonic()
+        passed = time.monotonic() - self.since
+        if passed > self.over:
+            return None
+        latest = self.since + passed // self.every * self.every
+        return watch.Standing(Unavailable("hidden"), self.since, latest)
+
+
+def test_trouble_that_an_agent_hides_is_raised_once_patience_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watch, "_STANDING_POLL", 0.02)
+    for agent in (Agent(None), Agent(*["it tries again", 0.05] * 400)):
+        started = time.monotonic()
+        _, error = collect(
+            watched(agent.events(), limits(), agent.interrupt, standing=Trouble(0.1), patience=0.4)
+        )
+        assert isinstance(error, Unavailable)
+        # Not before failures in a row have lasted for so long, and not when the agent gives up.
+        assert 0.4 <= time.monotonic() - started < 15
+        assert agent.interrupts == 1
+
+
+def test_one_failed_request_is_no_trouble_while_the_agent_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watch, "_STANDING_POLL", 0.02)
+    agent = Agent(0.2, "a", 0.5, "b")
+    events = watched(
+        agent.events(), limits(), agent.interrupt, standing=Trouble(100), patience=0.05
+    )
+    assert collect(events) == (["a", "b"], None)
+
+
+def test_trouble_that_has_passed_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_STANDING_POLL", 0.02)
+    agent = Agent(1.0, "a")
+    events = watched(
+        agent.events(), limits(), agent.interrupt, standing=Trouble(0.05, over=0.2), patience=0.5
+    )
+    assert collect(events) == (["a"], None)
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        # The last that was seen of the agent is its failed request.
+        ((None,), Unavailable),
+        # It went on after that, and then fell silent.
+        ((0.2, "a", None), Stalled),
+    ],
+)
+def test_a_stall_is_the_trouble_behind_it(script: tuple[Any, ...], expected: type) -> None:
+    agent = Agent(*script)
+    _, error = collect(
+        watched(agent.events(), limits(stall=0.5), agent.interrupt, standing=Trouble(100))
+    )
+    assert type(error) is expected

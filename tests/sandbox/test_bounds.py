@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -192,13 +193,64 @@ def test_refused_system_calls_look_like_an_old_kernel(shell: Shell) -> None:
     assert said.split() == ["38"] * len(asked)
 
 
-def test_the_filter_is_whole_and_its_jumps_end_inside() -> None:
+def test_sockets_are_those_of_networks_and_of_files(shell: Shell) -> None:
+    """That of a virtual machine to its host (40) is in no network namespace."""
+    code = (
+        "import socket, sys\n"
+        "for family in range(1, 46):\n"
+        "    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW):\n"
+        "        try: socket.socket(family, kind).close(); print(family)\n"
+        "        except OSError: pass"
+    )
+    assert set(shell(python(code)).split()) == {"1", "2", "10", "16"}
+
+
+def verdict(architecture: int, number: int, argument: int = 0) -> int:
+    """Return what the filter answers, as the kernel would run it."""
     words = call_filter()
-    assert len(words) % 8 == 0
-    count = len(words) // 8
-    for place in range(count):
-        hit, miss = words[8 * place + 2], words[8 * place + 3]
-        assert place + 1 + max(hit, miss) < count or place == count - 1
+    program = [struct.unpack_from("=HBBI", words, place) for place in range(0, len(words), 8)]
+    data = {0: number, 4: architecture, 16: argument}
+    place = value = 0
+    while True:
+        code, hit, miss, operand = program[place]
+        place += 1
+        if code == 0x20:
+            value = data[operand]
+        elif code == 0x54:
+            value &= operand
+        elif code == 0x15:
+            place += hit if value == operand else miss
+        else:
+            assert code == 0x06
+            return int(operand)
+
+
+X86, I386, ARM64, ARM = 0xC000003E, 0x40000003, 0xC00000B7, 0x40000028
+ALLOWED, NO_CALL, NO_FAMILY = 0x7FFF0000, 0x00050000 | 38, 0x00050000 | 97
+
+
+@pytest.mark.parametrize(
+    ("architecture", "refused", "sockets"),
+    [
+        (X86, {248, 249, 250, 298, 321, 323, 425, 426, 427}, 41),
+        (I386, {102, 286, 287, 288, 336, 357, 374, 425, 426, 427}, 359),
+        (ARM64, {217, 218, 219, 241, 280, 282, 425, 426, 427}, 198),
+        (ARM, {309, 310, 311, 364, 386, 388, 425, 426, 427}, 281),
+        (0x80000016, set(), 0),
+    ],
+)
+def test_the_filter_refuses_what_it_says_and_nothing_else(
+    architecture: int, refused: set[int], sockets: int
+) -> None:
+    found = {number for number in range(600) if verdict(architecture, number, 1) == NO_CALL}
+    assert found == refused
+    assert all(verdict(architecture, number, 1) in (ALLOWED, NO_CALL) for number in range(600))
+    if refused:
+        families = [n for n in range(64) if verdict(architecture, sockets, n) == ALLOWED]
+        assert families == [1, 2, 10, 16]
+        assert verdict(architecture, sockets, 40) == NO_FAMILY
+    if architecture == X86:
+        assert verdict(architecture, 0x40000000 | 250) == NO_CALL
 
 
 def test_an_open_network_is_the_workers(shell: Shell, task: AgentTask) -> None:

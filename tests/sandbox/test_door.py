@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from airflow_agent_provider.agents.failures import Unavailable
 from airflow_agent_provider.sandbox import door as door_module
 from airflow_agent_provider.sandbox.door import Door, Upstream
 from tests.sandbox.upstream import (
@@ -342,6 +343,70 @@ def test_an_answer_that_breaks_off_breaks_off(door: Door, fake: FakeUpstream) ->
     assert "broke off" in door.last_failure.words
 
 
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b"data: {}\n\n", b"data: [DO", b"NE]\n\n"],
+        [b'data: {"choices": [{"finish_reason": "stop"}]}\n\n'],
+        [b'data: {"choices": [{"finish_reason":"tool_calls"}]}\n\n', b"data: {}\n\n"],
+        [b"event: response.completed\ndata: {", b"x" * 100_000, b"}\n\n"],
+        [b'event: message_stop\ndata: {"type": "message_stop"}\n\n'],
+        [b'data: {"candidates": [{"finishReason": "STOP"}]}\n\n'],
+    ],
+)
+def test_a_stream_with_its_end_is_a_success(
+    door: Door, fake: FakeUpstream, pieces: list[bytes]
+) -> None:
+    fake.answer = stream(pieces)
+    assert ask(door, "POST", "/v1/responses", body=b"{}") == (200, b"".join(pieces))
+    assert door.last_failure is None
+
+
+@pytest.mark.parametrize(
+    ("pieces", "words"),
+    [
+        ([b'data: {"choices": [{"finish_reason": null}]}\n\n'], "broke off"),
+        ([], "broke off"),
+        ([b"data: {}\n\nda", b'ta: {"error": {"code": "context_length_exceeded"}}\n\n'], "context"),
+        ([b'event: error\ndata: {"type": "error", "error": "over', b'loaded"}\n\n'], "overloaded"),
+        ([b'event: response.failed\ndata: {"code": "quota"}\n\n', b"data: [DONE]\n\n"], "quota"),
+    ],
+)
+def test_a_stream_without_its_end_or_with_an_error_in_it_is_a_failure(
+    door: Door, fake: FakeUpstream, pieces: list[bytes], words: str
+) -> None:
+    fake.answer = stream(pieces)
+    assert ask(door, "POST", "/v1/responses", body=b"{}") == (200, b"".join(pieces))
+    assert door.last_failure is not None
+    assert door.last_failure.status is None
+    assert words in door.last_failure.words
+
+
+def test_failures_in_a_row_are_known_by_the_first(door: Door, fake: FakeUpstream) -> None:
+    fake.answer = status(503)
+    ask(door, "POST", "/v1/responses", body=b"{}")
+    first = door.last_failure
+    assert first is not None
+    assert first.since <= first.at <= time.monotonic()
+    # What is only looked up says nothing of the work, well or not.
+    fake.answer = ok
+    ask(door, "GET", "/v1/models")
+    assert door.last_failure is first
+    fake.answer = status(429)
+    ask(door, "POST", "/v1/responses", body=b"{}")
+    second = door.last_failure
+    assert second is not None
+    assert (second.status, second.since) == (429, first.since)
+    assert second.at > first.at
+    fake.answer = ok
+    ask(door, "POST", "/v1/responses", body=b"{}")
+    fake.answer = status(500)
+    ask(door, "POST", "/v1/responses", body=b"{}")
+    third = door.last_failure
+    assert third is not None
+    assert third.since > second.at
+
+
 def test_a_request_of_the_agents_making_is_no_failure_of_the_upstream(
     door: Door, fake: FakeUpstream
 ) -> None:
@@ -464,3 +529,65 @@ def eventually(look: object, seconds: float = 30.0) -> None:
     while not look():  # type: ignore[operator]
         assert time.monotonic() < end, "it did not come in time"
         time.sleep(0.02)
+
+
+def test_keys_that_end_are_asked_for_with_each_request(fake: FakeUpstream, tmp_path: Path) -> None:
+    keys = iter(["first", "second"])
+    upstream = Upstream(fake.url, lambda: {"Authorization": f"Bearer {next(keys)}"}, PATHS)
+    with Door(upstream, tmp_path / "door.sock") as door:
+        for _ in range(2):
+            assert ask(door, "POST", "/v1/responses")[0] == 200
+    assert [seen.headers["authorization"] for seen in fake.seen] == [
+        "Bearer first",
+        "Bearer second",
+    ]
+
+
+def test_a_key_that_cannot_be_had_is_an_error_to_the_agent(
+    fake: FakeUpstream, tmp_path: Path
+) -> None:
+    def no_key() -> dict[str, str]:
+        raise Unavailable("the vendor gives no token", raw="HTTP 503")
+
+    with Door(Upstream(fake.url, no_key, PATHS), tmp_path / "door.sock") as door:
+        code, content = ask(door, "POST", "/v1/responses")
+        assert (code, b"gives no token" in content) == (502, True)
+        assert door.last_failure is not None
+        assert "HTTP 503" in door.last_failure.words
+    assert fake.seen == []
+
+
+def test_what_must_not_be_inside_is_answered_by_the_door(
+    fake: FakeUpstream, tmp_path: Path
+) -> None:
+    answers = {"/v1/models": {"token": "worth nothing"}}
+    upstream = Upstream(fake.url, {}, PATHS, answers=answers, key="sk-chosen")
+    with Door(upstream, tmp_path / "door.sock") as door:
+        assert door.key == "sk-chosen"
+        for method in ("POST", "GET"):
+            code, content = ask(door, method, "/v1/models?x=1")
+            assert (code, json.loads(content)) == (200, {"token": "worth nothing"})
+        # Only the path itself, and only where it is let through at all.
+        assert ask(door, "GET", "/v1/models/one")[0] == 200
+        assert ask(door, "GET", "/v1/other")[0] == 403
+    assert [seen.target for seen in fake.seen] == ["/v1/models/one"]
+
+
+def test_a_tap_reads_along_and_changes_nothing(fake: FakeUpstream, tmp_path: Path) -> None:
+    heard: list[tuple[str, bytes]] = []
+
+    def tap(path: str, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            heard.append((path, piece))
+            yield piece
+
+    with Door(Upstream(fake.url, {}, PATHS, tap=tap), tmp_path / "door.sock") as door:
+        code, content = ask(door, "POST", "/v1/responses?x=1")
+        assert (code, json.loads(content)) == (200, {"ok": True})
+        assert {path for path, _ in heard} == {"/v1/responses"}
+        assert b"".join(piece for _, piece in heard) == content
+        heard.clear()
+        # A bad answer tells by its status.
+        fake.answer = status(429, "slow")
+        assert ask(door, "POST", "/v1/responses")[0] == 429
+        assert heard == []

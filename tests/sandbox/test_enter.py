@@ -9,6 +9,8 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -254,6 +256,22 @@ def test_what_tells_of_the_box_is_out_of_the_agents_reach(task: AgentTask, shell
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
         assert enter(box).returncode == 0
     assert not folder.exists()
+
+
+def test_what_killed_workers_left_is_removed_once_it_is_old(task: AgentTask) -> None:
+    """The folder of a worker that was killed; that of one which lives stays, however old."""
+    left = Path(tempfile.mkdtemp(prefix="agent-box-", dir="/tmp"))
+    (left / "spec.json").write_text("{}")
+    try:
+        with open_box(task, Program(("/bin/true",))) as living:
+            assert left.exists()
+            for folder in (left, living.folder):
+                os.utime(folder, (time.time() - 7200,) * 2)
+            with open_box(task, Program(("/bin/true",))):
+                assert not left.exists()
+                assert living.folder.exists()
+    finally:
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def test_the_doors_socket_is_out_of_other_users_reach(task: AgentTask) -> None:
