@@ -60,6 +60,7 @@ from airflow_agent_provider.operators.record import (
     redact_values,
     refuse_secrets,
 )
+from airflow_agent_provider.operators.retry import plain_delay
 from airflow_agent_provider.operators.steps import inline_or_reference
 from airflow_agent_provider.operators.work import AgentChoice, AgentWork, Work
 from airflow_agent_provider.prompts.render import Prompt
@@ -74,6 +75,8 @@ if TYPE_CHECKING:
 
 #: The key of the checkpoint in Airflow's task state store, which a task reads only of itself.
 CHECKPOINT = "checkpoint"
+#: The attempt's own account, which the mirror reads.
+OUTCOME = "outcome.json"
 #: The XCom key under which a failed attempt leaves its failure class and reason.
 FAILURE = "failure"
 
@@ -173,7 +176,11 @@ class Attempt:
             except BaseException as error:
                 failure = _classified(error)
                 self.fail(failure)
-                if failure is error or not isinstance(error, Exception):
+                if failure is error:
+                    raise
+                if not isinstance(error, Exception):
+                    # Nobody asks the retry policy, which else says what went wrong.
+                    self.log.error("%s", failure.line)
                     raise
                 raise failure from error
             finally:
@@ -235,7 +242,6 @@ class Attempt:
 
         An attempt that was superseded writes nothing more.
         """
-        self.log.error("%s", failure)
         if isinstance(failure, Superseded):
             return
         steps: tuple[Callable[[], object], ...] = (
@@ -390,14 +396,19 @@ class Attempt:
         found = read_checkpoint(self.context["task_state_store"].get(CHECKPOINT))
         if self.event is not None:
             return self._checkpoint_of_event(found, self.event)
+        self._tell_interrupted()
         if found is None:
             return None
         reason = found.mismatch(self._new_checkpoint())
         if reason:
             self.log.info("The step starts afresh: %s since attempt %d", reason, found.attempt)
             return None
-        if found.attempt < self.key.number:
-            self._tell_interrupted(found)
+        self.log.info(
+            "The step continues from the checkpoint of attempt %d (commit %s, session %s)",
+            found.attempt,
+            found.commit or found.start,
+            found.session or found.hosted_run or "none",
+        )
         return found
 
     def _checkpoint_of_event(self, found: Checkpoint | None, event: dict[str, Any]) -> Checkpoint:
@@ -407,18 +418,18 @@ class Attempt:
         self.started = found.started or self.started
         return found
 
-    def _tell_interrupted(self, found: Checkpoint) -> None:
-        before = AttemptKey(self.key.step, found.attempt)
-        if not self.store.exists(f"{before.prefix}/outcome.json"):
-            self.log.warning(
-                "Interrupted: attempt %d ended without a word; its process was killed",
-                found.attempt,
-            )
-        self.log.info(
-            "The step continues from the checkpoint of attempt %d (commit %s, session %s)",
-            found.attempt,
-            found.commit or found.start,
-            found.session or found.hosted_run or "none",
+    def _tell_interrupted(self) -> None:
+        """Tell of the attempt before this one, if nobody could: its process was killed."""
+        number = self.key.number - 1
+        if number < 1 or self.store.exists(f"{AttemptKey(self.key.step, number).prefix}/{OUTCOME}"):
+            return
+        self.log.warning(
+            "Interrupted: attempt %d ended without a word, its process was killed; retry %d of %d, "
+            "%s",
+            number,
+            number,
+            self.context["ti"].max_tries,
+            plain_delay(self.context, number),
         )
 
     def _finished_before(self) -> Work | None:
@@ -624,7 +635,7 @@ class Attempt:
             prompt_sources=[vars(source) for source in sources],
         )
         self.lease.check()
-        self.record.put("outcome.json", outcome.to_json())
+        self.record.put(OUTCOME, outcome.to_json())
 
     def _session_id(self) -> str | None:
         if self.session:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import yaml
 
 from airflow_agent_provider.rehearsal.cursor_server import CursorServer
 from airflow_agent_provider.rehearsal.script import Script
+from airflow_agent_provider.workspace.workspace import Workspace
+from infra.local.api import wait_for
 from tests.e2e.bench import Bench, load, one_step
 from tests.e2e.live import git
 
@@ -180,6 +183,27 @@ def test_a_copilot_step_goes_on_in_the_session_of_the_attempt_that_failed(bench:
     assert bench.server is not None
     plays = [entry.action for entry in bench.server.requests]
     assert plays == ["write", "fail", "say"]
+
+
+def test_a_kept_conversation_knows_of_no_work_that_the_kept_work_lacks(bench: Bench) -> None:
+    bench.rehearse("work: [{run: sleep 2; touch one}, {run: touch two}, {say: Done.}]")
+    checkpoint = Workspace.checkpoint
+
+    def slowly(workspace: Workspace, *arguments: Any) -> str | None:
+        commit = checkpoint(workspace, *arguments)
+        # The agent works on before the session is stored.
+        wait_for(lambda: (workspace.path / "two").exists() or None, 60, lambda: "it has stopped")
+        time.sleep(1)
+        return commit
+
+    bench.monkeypatch.setattr(Workspace, "checkpoint", slowly)
+    run = one_step(bench).test()
+    assert run.state == "success"
+    (kept,) = [key for key in bench.store.keys("") if "/checkpoints/0001/session/" in key]
+    conversation = bench.store.get(kept).decode()
+    assert "Do the work." in conversation
+    # Had it been there, whoever resumes the session would take it for done.
+    assert "touch two" not in conversation
 
 
 def test_a_read_only_step_cannot_change_anything(bench: Bench) -> None:
