@@ -188,8 +188,20 @@ _CURSOR = {
     "conn-fields": {
         "model": {
             "label": "Model",
-            "description": "Used where a step names no model; empty takes Cursor's own default.",
+            "description": "Used where a step names no model. At Cursor, empty takes its default.",
             "schema": {"type": ["string", "null"], "default": None},
+        },
+        "hosted": {
+            "label": "At Cursor",
+            "description": "true: at Cursor; false: on the worker; empty: at Cursor where the "
+            "workflow has a repository. A step's option 'hosted' wins.",
+            "schema": {"type": ["string", "null"], "default": None},
+        },
+        "requests_per_minute": {
+            "label": "Requests per minute",
+            "description": "What one triggerer may send in any minute; empty takes 20, which "
+            "Cursor grants by default.",
+            "schema": {"type": ["number", "null"], "default": None},
         },
     },
 }

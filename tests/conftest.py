@@ -81,7 +81,7 @@ def cursor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Script], Curso
                 "conn_type": "cursor",
                 "host": server.url,
                 "password": key,
-                "extra": {"poll_interval": 0.1, **extra},
+                "extra": {"poll_interval": 0.1, "requests_per_minute": 60_000, **extra},
             }
             monkeypatch.setenv("AIRFLOW_CONN_CURSOR_DEFAULT", json.dumps(connection))
             return server

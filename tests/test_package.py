@@ -27,6 +27,7 @@ HEAVY = (
     "claude_agent_sdk",
     "openai_codex",
     "copilot",
+    "cursor_sdk",
     "boto3",
     "botocore",
     "airflow_client",

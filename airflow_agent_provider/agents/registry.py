@@ -106,9 +106,9 @@ AGENTS: dict[str, AgentSpec] = {
             hook="airflow_agent_provider.hooks.cursor.CursorHook",
             operator="airflow_agent_provider.operators.cursor.CursorAgentOperator",
             connection="cursor_default",
-            package="httpx",
+            package="cursor-sdk",
             capabilities=AgentCapabilities(
-                resume=True, usage=True, cost=True, hosted=True, interrupt=True
+                resume=True, usage=True, cost=True, hosted=True, local=True, interrupt=True
             ),
         ),
     )

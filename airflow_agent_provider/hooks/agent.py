@@ -162,8 +162,55 @@ class HostedRun:
     usage: Usage | None = None
 
 
+@dataclass(frozen=True)
+class HostedLimits:
+    """What a vendor grants to a key, and how often to look.
+
+    :param account: names the key without telling it: the same for all connections that hold it.
+    :param requests_per_minute: how many requests one process may send in any minute.
+    :param poll_interval: seconds between two looks at a run.
+    """
+
+    account: str
+    requests_per_minute: float
+    poll_interval: float
+
+
+@dataclass(frozen=True)
+class ListedAgent:
+    """What a vendor's list tells of an agent: less than a look at its run.
+
+    :param status: the vendor's word for where the agent stands.
+    :param active: whether its run may still be under way; where not, a look tells more.
+    :param updated_at: the vendor's time of the last change, as text.
+    :param latest_run: the vendor's id of its newest run; empty if the list does not say.
+    """
+
+    status: str
+    active: bool
+    updated_at: str = ""
+    latest_run: str = ""
+
+
+@dataclass(frozen=True)
+class AgentPage:
+    """A page of a vendor's list of agents.
+
+    :param agents: what it tells, by the agent's id.
+    :param cursor: where the next page begins; None if there is none.
+    """
+
+    agents: Mapping[str, ListedAgent]
+    cursor: str | None = None
+
+
 class HostedAgentHook(AgentHook):
-    """An agent that runs at its vendor and works on a branch of the repository."""
+    """An agent that runs at its vendor and works on a branch of the repository.
+
+    The methods that a trigger calls to look at a run, to end it or to hear from it send one
+    request each, so that whoever shares the key among many runs can count them. None of them tries
+    again.
+    """
 
     @abstractmethod
     def submit(
@@ -211,8 +258,21 @@ class HostedAgentHook(AgentHook):
         """End the run; harmless if it has ended already."""
 
     @abstractmethod
-    async def acancel(self, agent_id: str, run_id: str) -> None:
-        """End the run, as :meth:`cancel` does, inside a trigger."""
+    async def alook(self, agent_id: str, run_id: str) -> HostedRun:
+        """Return where the run stands, by one request inside a trigger: without its usage."""
+
+    async def alist(self, cursor: str = "") -> AgentPage | None:
+        """Return a page of the agents of the key, newest first, by one request inside a trigger.
+
+        The base returns None: there is no list, so each run is looked at by itself.
+
+        :param cursor: where the page begins, as the page before told; empty for the first one.
+        """
+        return None
+
+    @abstractmethod
+    async def acancel(self, agent_id: str, run_id: str) -> bool:
+        """End the run, by one request inside a trigger; return whether it was still under way."""
 
     @abstractmethod
     def poll_interval(self, options: Mapping[str, Any] | None = None) -> float:
@@ -222,8 +282,8 @@ class HostedAgentHook(AgentHook):
         """
 
     @abstractmethod
-    async def apoll_interval(self) -> float:
-        """Return the seconds between two looks by the connection alone, inside a trigger."""
+    async def alimits(self) -> HostedLimits:
+        """Return what the connection's key may ask for, inside a trigger; sends nothing."""
 
     def sign_of_life(self, agent_id: str, run_id: str, since: str = "") -> str:
         """Return a mark that changes while the agent works, asked only when a stall is suspected.
@@ -235,7 +295,10 @@ class HostedAgentHook(AgentHook):
         return since
 
     async def asign_of_life(self, agent_id: str, run_id: str, since: str = "") -> str:
-        """Return a mark that changes while the agent works, inside a trigger."""
+        """Return a mark that changes while the agent works, by one request inside a trigger.
+
+        :raises AgentFailure: if the vendor refuses to tell: that is no silence of the agent.
+        """
         return since
 
     async def aclose(self) -> None:

@@ -1,30 +1,55 @@
-"""Cursor's cloud agents: they run at Cursor and push their work to a branch of the repository."""
+"""Cursor's agents: at Cursor, where they push to a branch of the repository, or on the worker."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from pydantic import ValidationError
+
 from airflow_agent_provider.agents.failures import (
+    AgentFailed,
     AgentFailure,
     AuthenticationFailed,
     InvalidDefinition,
     Unavailable,
 )
 from airflow_agent_provider.hooks import cursor_api as api
-from airflow_agent_provider.hooks.agent import HostedAgentHook, HostedRun
+from airflow_agent_provider.hooks.agent import (
+    AgentPage,
+    HostedAgentHook,
+    HostedLimits,
+    HostedRun,
+    LocalAgentHook,
+    ask_version,
+)
+from airflow_agent_provider.hooks.cursor_local import (
+    INSTALL,
+    CursorOptions,
+    CursorSession,
+    Vendor,
+    find_program,
+)
 
 if TYPE_CHECKING:
     import httpx
     from airflow.sdk import Connection
 
+    from airflow_agent_provider.agents.contract import AgentTask
+
 DEFAULT_URL = "https://api.cursor.com"
-#: Seconds between two looks at a run: Cursor grants 20 requests a minute by default.
+#: What Cursor's program on the worker talks to.
+DEFAULT_BACKEND = "https://api2.cursor.sh"
+#: Seconds between two looks at a run.
 DEFAULT_POLL_INTERVAL = 10.0
+#: What Cursor grants by default.
+DEFAULT_REQUESTS_PER_MINUTE = 20.0
 CONNECT_TIMEOUT = 10.0
 #: Seconds of an event stream that are listened to for a sign of life, and bytes of it at most.
 LISTEN_TIMEOUT = 5.0
@@ -43,22 +68,36 @@ class _Account:
     :param key: the API key.
     :param model: the model where a step names none.
     :param poll_interval: seconds between two looks at a run.
+    :param requests_per_minute: how many requests a triggerer may send in a minute.
     """
 
     url: str
     key: str = field(repr=False)
     model: str | None
     poll_interval: float
+    requests_per_minute: float
+
+    @property
+    def backend(self) -> str:
+        """The base URL for Cursor's program on the worker: the same where a host is given."""
+        return DEFAULT_BACKEND if self.url == DEFAULT_URL else self.url
 
 
-class CursorHook(HostedAgentHook):
-    """Reaches Cursor's Cloud Agents API v1 (https://cursor.com/docs/cloud-agent/api/endpoints).
+class CursorHook(HostedAgentHook, LocalAgentHook):
+    """Runs Cursor at Cursor, or on the worker where the code must stay there.
+
+    At Cursor it is reached by the Cloud Agents API v1
+    (https://cursor.com/docs/cloud-agent/api/endpoints), on the worker by the package
+    ``cursor-sdk``; :meth:`runs_hosted` says where.
 
     The connection, of type ``cursor``: the password is the API key; the host, if any, the base
-    URL; the extras ``model``, and ``poll_interval`` in seconds.
+    URL; the extras ``model``, ``poll_interval`` in seconds, ``hosted``, and
+    ``requests_per_minute``: how many requests one triggerer may send in any minute (20 by default,
+    as Cursor grants).
 
-    Options of a step: ``auto_create_pr``, ``mode``, ``mcp_servers``, ``model_params`` (as the
-    API's fields of these names) and ``poll_interval``.
+    Options of a step: ``hosted``; at Cursor ``auto_create_pr``, ``mode``, ``mcp_servers``,
+    ``model_params`` (as the API's fields of these names) and ``poll_interval``; on the worker those
+    of :class:`CursorOptions`.
 
     :param conn_id: id of the connection.
     """
@@ -73,6 +112,61 @@ class CursorHook(HostedAgentHook):
         super().__init__(conn_id)
         self._account_read: _Account | None = None
         self._async_client: httpx.AsyncClient | None = None
+
+    def runs_hosted(self, options: Mapping[str, Any], repository_url: str | None) -> bool:
+        """Return whether a step runs at Cursor, and not on the worker.
+
+        The step's option ``hosted`` decides, else the connection's extra of that name, else whether
+        there is a repository that Cursor can clone.
+
+        :param options: the step's.
+        :param repository_url: the run's remote; None or empty without one.
+        :raises InvalidDefinition: if it must run at Cursor and has no remote.
+        """
+        wanted = _choice(options.get("hosted"), "the step's option hosted")
+        if wanted is None:
+            where = f"the extra hosted of the connection {self.conn_id!r}"
+            wanted = _choice(self.connection().extra_dejson.get("hosted"), where)
+        if wanted and not repository_url:
+            raise InvalidDefinition(
+                "Cursor's cloud works on a repository that it can clone; give the workflow a "
+                "repository, or the step 'options: {hosted: false}'"
+            )
+        return bool(repository_url) if wanted is None else wanted
+
+    def start(self, task: AgentTask) -> CursorSession:
+        """Start Cursor on the worker for ``task``, or continue ``task.session``.
+
+        A session of Cursor's cloud cannot be continued here: a new one starts, and says so.
+
+        :raises AuthenticationFailed: without connection or key.
+        :raises InvalidDefinition: for options that do not exist, without a model, where Cursor's
+            SDK is not installed, and where the sandbox cannot work.
+        :raises AgentFailure: if Cursor does not start.
+        """
+        options = _read_options(task.options)
+        if not task.workspace.is_dir():
+            raise AgentFailed(f"the workspace {task.workspace} is not there")
+        account = self._account()
+        model = task.model or account.model
+        if not model:
+            raise InvalidDefinition(
+                "on the worker, Cursor must be told the model; name one in the step, or in the "
+                f"extra 'model' of the connection {self.conn_id!r}"
+            )
+        vendor = Vendor(self.conn_id, account.backend, account.key, model)
+        session = CursorSession(task, vendor, options)
+        try:
+            session.open()
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def program_version(self) -> str:
+        """Start the program that comes with the SDK, which tells how it is used."""
+        ask_version([*find_program().command, "--help"], "Cursor", INSTALL)
+        return f"cursor-sdk {version('cursor-sdk')} starts"
 
     def agent_id_for(self, identity: str) -> str:
         """Return the ``bc-`` id that ``identity`` always gets."""
@@ -121,9 +215,17 @@ class CursorHook(HostedAgentHook):
         """End the run; harmless if it has ended already."""
         self._run(api.cancel(agent_id, run_id))
 
-    async def acancel(self, agent_id: str, run_id: str) -> None:
-        """End the run, inside a trigger."""
-        await self._arun(api.cancel(agent_id, run_id))
+    async def alook(self, agent_id: str, run_id: str) -> HostedRun:
+        """Return where the run stands, by one request inside a trigger."""
+        return await self._arun(api.look(agent_id, run_id))
+
+    async def alist(self, cursor: str = "") -> AgentPage:
+        """Return a page of the account's agents, by one request inside a trigger."""
+        return await self._arun(api.list_agents(cursor))
+
+    async def acancel(self, agent_id: str, run_id: str) -> bool:
+        """End the run, by one request inside a trigger; return whether it was under way."""
+        return await self._arun(api.cancel(agent_id, run_id, tries=1))
 
     def poll_interval(self, options: Mapping[str, Any] | None = None) -> float:
         """Return the seconds between two looks at a run: the option, else the connection's.
@@ -134,9 +236,15 @@ class CursorHook(HostedAgentHook):
             return _seconds(options["poll_interval"], "the step's option poll_interval")
         return self._account().poll_interval
 
-    async def apoll_interval(self) -> float:
-        """Return the connection's seconds between two looks, inside a trigger."""
-        return (await self._aaccount()).poll_interval
+    async def alimits(self) -> HostedLimits:
+        """Return what the connection's key may ask for, inside a trigger."""
+        account = await self._aaccount()
+        name = hashlib.sha256(f"{account.url} {account.key}".encode()).hexdigest()
+        return HostedLimits(
+            account=f"{self.agent} {name}",
+            requests_per_minute=account.requests_per_minute,
+            poll_interval=account.poll_interval,
+        )
 
     def sign_of_life(self, agent_id: str, run_id: str, since: str = "") -> str:
         """Return the id of the newest event of the run; Cursor stamps a run only when it changes
@@ -160,22 +268,29 @@ class CursorHook(HostedAgentHook):
         return newest
 
     async def asign_of_life(self, agent_id: str, run_id: str, since: str = "") -> str:
-        """Return the id of the newest event of the run, inside a trigger."""
+        """Return the id of the newest event of the run, by one request inside a trigger.
+
+        :raises AgentFailure: if the stream does not open: that is no silence of the agent.
+        """
         import httpx
 
-        newest, read = since, 0
+        newest, read, opened = since, 0, False
         try:
             async with asyncio.timeout(LISTEN_TIMEOUT + CONNECT_TIMEOUT):
                 client = await self._aclient()
                 async with client.stream("GET", **_listening(agent_id, run_id, since)) as answer:
+                    opened = True
                     if not answer.is_success:
-                        return newest
+                        await answer.aread()
+                        return self._no_sign(answer, run_id, since)
                     async for line in answer.aiter_lines():
                         newest, read = api.newest_event((line,), newest), read + len(line)
                         if read > LISTEN_BYTES:
                             break
-        except (httpx.HTTPError, TimeoutError):
-            pass  # What was heard until then counts; the caller judges by it.
+        except (httpx.HTTPError, TimeoutError) as error:
+            if not opened:
+                raise self._unreachable(_no_answer(error)) from error
+            # What was heard until then counts; the caller judges by it.
         return newest
 
     def test_connection(self) -> tuple[bool, str]:
@@ -212,12 +327,15 @@ class CursorHook(HostedAgentHook):
                 f"the connection {self.conn_id!r} has no password; put Cursor's API key there "
                 f"(made at https://cursor.com/dashboard/integrations)"
             )
-        where = f"the extra poll_interval of the connection {self.conn_id!r}"
+        where = f"of the connection {self.conn_id!r}"
+        rate = extra.get("requests_per_minute") or DEFAULT_REQUESTS_PER_MINUTE
+        poll = extra.get("poll_interval") or DEFAULT_POLL_INTERVAL
         return _Account(
             url=_base_url(connection, self.conn_id),
             key=key,
             model=str(extra.get("model") or "") or None,
-            poll_interval=_seconds(extra.get("poll_interval") or DEFAULT_POLL_INTERVAL, where),
+            poll_interval=_seconds(poll, f"the extra poll_interval {where}"),
+            requests_per_minute=_rate(rate, f"the extra requests_per_minute {where}"),
         )
 
     def _client(self) -> httpx.Client:
@@ -285,6 +403,13 @@ class CursorHook(HostedAgentHook):
         text = response.text.replace(self._account().key, "***")
         headers = {name.lower(): value for name, value in response.headers.items()}
         return api.Answer(response.status_code, text, headers)
+
+    def _no_sign(self, response: httpx.Response, run_id: str, since: str) -> str:
+        # A stream that is gone, or an event that it no longer knows, tells nothing. Any other
+        # refusal hides whether the agent works, so it must not pass for silence.
+        if response.status_code in (400, 404, 410):
+            return since
+        raise api.refusal(self._answer(response), f"stream the run {run_id}")
 
     def _unreachable(self, error: api.NoAnswer) -> Unavailable:
         return Unavailable(
@@ -357,11 +482,44 @@ def _base_url(connection: Connection, conn_id: str) -> str:
     return str(url).rstrip("/").removesuffix("/v1")
 
 
-def _seconds(value: Any, where: str) -> float:
+def _choice(value: Any, where: str) -> bool | None:
+    """Return a choice that is given as YAML's or the connection form's, None if there is none."""
+    if value in (None, ""):
+        return None
+    words = {"true": True, "false": False}
+    chosen = words.get(str(value).strip().lower())
+    if chosen is None:
+        raise InvalidDefinition(f"{where} must be true or false, not {value!r}")
+    return chosen
+
+
+def _read_options(values: Mapping[str, Any]) -> CursorOptions:
     try:
-        seconds = float(value)
-    except (TypeError, ValueError):
-        seconds = 0.0
+        return CursorOptions.model_validate(dict(values))
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
+        )
+        names = ", ".join(CursorOptions.model_fields)
+        raise InvalidDefinition(f"Cursor's options on the worker are: {names}; {faults}") from error
+
+
+def _seconds(value: Any, where: str) -> float:
+    seconds = _number(value)
     if not 0 < seconds < 3600:
         raise InvalidDefinition(f"{where} must be a number of seconds above 0, not {value!r}")
     return seconds
+
+
+def _rate(value: Any, where: str) -> float:
+    rate = _number(value)
+    if not 0 < rate < 1_000_000:
+        raise InvalidDefinition(f"{where} must be a number above 0, not {value!r}")
+    return rate
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return 0.0

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from airflow_agent_provider.agents.contract import Usage
 from airflow_agent_provider.agents.failures import (
@@ -31,7 +31,7 @@ from airflow_agent_provider.agents.failures import (
     RateLimited,
     Unavailable,
 )
-from airflow_agent_provider.hooks.agent import HostedRun
+from airflow_agent_provider.hooks.agent import AgentPage, HostedRun, ListedAgent
 
 #: Seconds until an answer must come. Creating an agent answers only once its machine is up, which
 #: took about a minute where it was measured.
@@ -40,14 +40,16 @@ CREATE_TIMEOUT = 180.0
 #: How often a call is sent where no answer comes, and the seconds before the second try.
 TRIES = 3
 FIRST_PAUSE = 0.5
+#: Agents on a page of the list: Cursor's maximum.
+PAGE_LENGTH = 100
 
 _ACTIVE = {"CREATING", "RUNNING"}
 _ENDED = {"FINISHED", "ERROR", "CANCELLED", "EXPIRED"}
 _RAW_LENGTH = 2000
 #: What the user can put into a step's ``options``, and the field of the request it becomes.
 _OPTIONS = {"auto_create_pr": "autoCreatePR", "mcp_servers": "mcpServers", "mode": "mode"}
-#: Options that are read elsewhere: with the model, and by the wait.
-_OTHER_OPTIONS = {"model_params", "poll_interval"}
+#: Options that are read elsewhere: with the model, by the wait, and before all of this.
+_OTHER_OPTIONS = {"model_params", "poll_interval", "hosted"}
 
 T = TypeVar("T")
 
@@ -200,12 +202,34 @@ def get_run(agent_id: str, run_id: str) -> Flow[HostedRun]:
     return parse_run(agent_id, body, repository, usage)
 
 
-def cancel(agent_id: str, run_id: str) -> Flow[None]:
-    """End a run; that it has ended already, or is gone, is no failure."""
-    answer = yield from _patiently(Call("POST", f"/v1/agents/{agent_id}/runs/{run_id}/cancel"))
+def look(agent_id: str, run_id: str) -> Flow[HostedRun]:
+    """Return where a run stands, by one request: without its usage, and its branch is a guess
+    where the agent works on several repositories.
+    """
+    answer = yield Call("GET", f"/v1/agents/{agent_id}/runs/{run_id}")
+    return parse_run(agent_id, granted(answer, f"read the run {run_id}"))
+
+
+def list_agents(cursor: str = "") -> Flow[AgentPage]:
+    """Return a page of the account's agents, newest first; archived ones are left out.
+
+    :param cursor: where it begins, as the page before told.
+    """
+    query = {"limit": str(PAGE_LENGTH), "includeArchived": "false"}
+    if cursor:
+        query["cursor"] = cursor
+    answer = yield Call("GET", f"/v1/agents?{urlencode(query)}")
+    return parse_page(granted(answer, "list the agents"))
+
+
+def cancel(agent_id: str, run_id: str, tries: int = TRIES) -> Flow[bool]:
+    """End a run; return whether it was under way: that it has ended, or is gone, is no failure."""
+    call = Call("POST", f"/v1/agents/{agent_id}/runs/{run_id}/cancel")
+    answer = yield from _patiently(call, tries)
     if answer.status == 404 or answer.code == "run_not_cancellable":
-        return
+        return False
     granted(answer, f"cancel the run {run_id}")
+    return True
 
 
 def who_am_i() -> Flow[str]:
@@ -327,6 +351,25 @@ def parse_run(
     )
 
 
+def parse_page(body: Mapping[str, Any]) -> AgentPage:
+    """Return the page of agents that ``body`` describes.
+
+    An agent is active while a turn runs, is about to start or waits for background work. So a run
+    may be over whose agent is active, and the newest run need not be the one that is waited for.
+    """
+    items = [item for item in _list(body.get("items")) if isinstance(item, dict) and item.get("id")]
+    agents = {
+        str(item["id"]): ListedAgent(
+            status=str(item.get("status") or ""),
+            active=item.get("status") == "ACTIVE",
+            updated_at=str(item.get("updatedAt") or ""),
+            latest_run=str(item.get("latestRunId") or ""),
+        )
+        for item in items
+    }
+    return AgentPage(agents, str(body.get("nextCursor") or "") or None)
+
+
 def parse_usage(body: Mapping[str, Any], run_id: str) -> Usage | None:
     """Return the tokens and cost of one run; None if Cursor does not say.
 
@@ -444,13 +487,13 @@ def _usage(agent_id: str, run_id: str) -> Flow[Usage | None]:
         return None
 
 
-def _patiently(call: Call) -> Flow[Answer]:
+def _patiently(call: Call, tries: int = TRIES) -> Flow[Answer]:
     """Send a call that can be repeated without harm; again if no answer comes."""
-    for attempt in range(TRIES):
+    for attempt in range(tries):
         try:
             return (yield call)
         except NoAnswer:
-            if attempt == TRIES - 1:
+            if attempt == tries - 1:
                 raise
             yield _pause(attempt)
     raise AssertionError("unreachable")
@@ -495,6 +538,10 @@ def _object(body: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     value = body.get(name)
     # The documentation wraps a new run in an object; both shapes are read.
     return value if isinstance(value, dict) else body
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _count(value: Any) -> int:

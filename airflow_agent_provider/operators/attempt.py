@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -53,7 +53,12 @@ from airflow_agent_provider.operators.budget import Budget, Ledger
 from airflow_agent_provider.operators.checks import Checks
 from airflow_agent_provider.operators.inputs import StepInputs
 from airflow_agent_provider.operators.judge import Verdict, judge, output_file
-from airflow_agent_provider.operators.record import Record, redact_values, refuse_secrets
+from airflow_agent_provider.operators.record import (
+    Record,
+    read_session,
+    redact_values,
+    refuse_secrets,
+)
 from airflow_agent_provider.operators.steps import inline_or_reference
 from airflow_agent_provider.operators.work import AgentChoice, AgentWork, Work
 from airflow_agent_provider.prompts.render import Prompt
@@ -216,7 +221,7 @@ class Attempt:
         finished = Finished(
             message=answer.message, structured=answer.structured, model=answer.model
         )
-        self._keep(commit, "", finished=finished)
+        self._keep(commit, "", self._read_session(), finished=finished)
         self.record.put_text("changes.patch", _text(self.workspace.patch(commit)))
         stored = output if isinstance(output, str) else json.dumps(output, indent=2)
         uri = self.record.put_text(output_file(self.operator.output_path), stored)
@@ -439,8 +444,11 @@ class Attempt:
         :raises Superseded: if a newer attempt has the step.
         """
         self._written += 1
+        # The conversation first, as the agent works on: one that knows of work which the commit
+        # lacks would never do it again.
+        session = self._read_session()
         commit = self.workspace.checkpoint(self.trailers(), note)
-        self._keep(commit, f"checkpoints/{self._written:04d}/", **values)
+        self._keep(commit, f"checkpoints/{self._written:04d}/", session, **values)
 
     @property
     def spent_here(self) -> Usage:
@@ -479,7 +487,12 @@ class Attempt:
         seen = (*bounds.read_only_paths, *self.workspace.object_folders)
         return replace(bounds, network=Network(network), read_only_paths=seen)
 
-    def _keep(self, commit: str | None, folder: str, **values: Any) -> None:
+    def _read_session(self) -> dict[str, bytes]:
+        return read_session(self._agent.session_files() if self._agent else {})
+
+    def _keep(
+        self, commit: str | None, folder: str, session: Mapping[str, bytes], **values: Any
+    ) -> None:
         """Store the work and the session below ``folder``, then point the checkpoint there."""
         before = self._checkpoint
         kept: dict[str, Any] = {}
@@ -488,9 +501,8 @@ class Attempt:
         if commit:
             refuse_secrets(self.workspace.patch(commit), "what the agent changed")
             kept |= {"commit": commit, "bundle": self._bundle(commit, f"{folder}checkpoint.bundle")}
-        files = self._agent.session_files() if self._agent else {}
-        if files:
-            kept["session_files"] = self.record.put_session(files, f"{folder}session/")
+        if session:
+            kept["session_files"] = self.record.put_session(session, f"{folder}session/")
         checkpoint = self._new_checkpoint().model_copy(update=kept | values)
         self.lease.check()
         self._checkpoint = checkpoint
@@ -575,7 +587,7 @@ class Attempt:
         }
         if isinstance(failure, OutputInvalid | VerificationFailed) and self._checkpoint:
             values["rejected_run"] = self._checkpoint.hosted_run
-        self._keep(commit, "", **values)
+        self._keep(commit, "", self._read_session(), **values)
 
     def _write_outcome(
         self,

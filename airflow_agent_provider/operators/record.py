@@ -63,26 +63,37 @@ class Record:
         self.artifacts[name] = artifact.uri
         return artifact.uri
 
-    def put_session(self, files: Mapping[str, Path], folder: str) -> dict[str, str]:
+    def put_session(self, files: Mapping[str, bytes], folder: str) -> dict[str, str]:
         """Store a session's portable files; return their URIs by their paths.
 
-        :param files: the files, by their path below the session's home.
+        :param files: what they hold, as :func:`read_session` read it.
         :param folder: where in the attempt's folder, with a slash at its end.
-        :raises PolicyViolation: if they hold a secret, or are no files, as an agent may leave them.
         """
-        stored = {}
-        for path, file in files.items():
-            if not os.path.lexists(file):
-                continue  # Gone since it was listed.
-            try:
-                content = read_beneath(
-                    _home(path, file), path, _SESSION_SIZE, what="session file", empty=True
-                )
-            except OutputInvalid as error:
-                raise PolicyViolation(f"the session cannot be kept: {error.reason}") from error
-            refuse_secrets(content, "the agent's session")
-            stored[path] = self._store.put(f"{self._prefix}/{folder}{path}", content).uri
-        return stored
+        return {
+            path: self._store.put(f"{self._prefix}/{folder}{path}", content).uri
+            for path, content in files.items()
+        }
+
+
+def read_session(files: Mapping[str, Path]) -> dict[str, bytes]:
+    """Return what a session's portable files hold, by their path below the session's home.
+
+    :param files: the files, by that path.
+    :raises PolicyViolation: if they hold a secret, or are no files, as an agent may leave them.
+    """
+    contents = {}
+    for path, file in files.items():
+        if not os.path.lexists(file):
+            continue  # Gone since it was listed.
+        try:
+            content = read_beneath(
+                _home(path, file), path, _SESSION_SIZE, what="session file", empty=True
+            )
+        except OutputInvalid as error:
+            raise PolicyViolation(f"the session cannot be kept: {error.reason}") from error
+        refuse_secrets(content, "the agent's session")
+        contents[path] = content
+    return contents
 
 
 def _home(path: str, file: Path) -> Path:

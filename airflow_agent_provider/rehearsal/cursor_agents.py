@@ -157,7 +157,10 @@ class Run:
 
 @dataclass
 class Agent:
-    """A conversation and its machine, which keeps the clone from one run to the next."""
+    """A conversation and its machine, which keeps the clone from one run to the next.
+
+    One without a repository works in an empty folder and pushes nothing.
+    """
 
     id: str
     name: str
@@ -168,6 +171,7 @@ class Agent:
     created_at: str = field(default_factory=_now)
     runs: list[Run] = field(default_factory=list)
     pushed: str | None = None
+    archived: bool = False
 
     @property
     def branch(self) -> str:
@@ -295,6 +299,9 @@ def _open_clone(agent: Agent, run: Run) -> None:
         # Left by a git that was killed with the run before.
         (agent.clone / ".git" / "index.lock").unlink(missing_ok=True)
         return
+    if not agent.repository:
+        agent.clone.mkdir(parents=True)
+        return
     # Under another name until it is complete: a run can be cancelled at any moment.
     fresh = agent.folder / "cloning"
     shutil.rmtree(fresh, ignore_errors=True)
@@ -320,6 +327,9 @@ def _start(agent: Agent, run: Run, clone: Path) -> list[str]:
 
 def _push(agent: Agent, run: Run) -> None:
     """Commit what changed and push it; without a change there is no branch."""
+    if not agent.repository:
+        shutil.rmtree(agent.folder, ignore_errors=True)
+        return
     _git(run, agent.clone, "add", "--all")
     if _try_git(run, agent.clone, "diff", "--cached", "--quiet")[0]:
         first_line = (run.result.strip().splitlines() or ["Work"])[0][:72] or "Work"

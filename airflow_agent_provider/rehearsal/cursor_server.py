@@ -1,10 +1,13 @@
 """A stand-in on loopback for Cursor's Cloud Agents API v1 that really works on a git remote.
 
 It clones the repository that it is given, plays the rehearsal script's actions of the step,
-commits, pushes its branch, and answers as Cursor does. The key is any text; one that starts with
-``invalid`` is refused, and so is a model whose id starts so. State lives in memory.
+commits, pushes its branch, and answers as Cursor does. An agent without a repository works in an
+empty folder. The key is any text; one that starts with ``invalid`` is refused, and so is a model
+whose id starts so. Where a rate limit is set, a key that starts with ``unlimited`` has none. State
+lives in memory. At the same address it plays the script to Cursor's program on the worker
+(:mod:`.cursor_backend`).
 
-``GET /_rehearsal/requests`` tells what was asked of it.
+``GET /_rehearsal/requests`` tells what was asked of it, and when.
 
 Source: https://cursor.com/docs/cloud-agent/api/endpoints, read in November 2026.
 """
@@ -14,6 +17,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import re
 import shutil
 import socket
@@ -38,6 +42,7 @@ from airflow_agent_provider.rehearsal.cursor_agents import (
     plays_of,
     remote_refuses,
 )
+from airflow_agent_provider.rehearsal.cursor_backend import CursorBackend
 from airflow_agent_provider.rehearsal.processes import Ended, Processes
 from airflow_agent_provider.rehearsal.script import Fail, Script
 
@@ -75,23 +80,43 @@ class Request:
     body: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class RateLimit:
+    """How many requests a key may send.
+
+    :param requests: as many are granted in any ``seconds``.
+    :param seconds: the length of the window.
+    """
+
+    requests: int
+    seconds: float = 60.0
+
+
 class CursorServer:
-    """Plays a script to everyone who asks for ``url``. A context manager.
+    """Plays a script to everyone who asks for ``url``, hosted or local. A context manager.
 
     :param script: what the agents do.
     :param host: the address to listen on.
     :param port: the port; 0 lets the kernel choose a free one.
+    :param limit: what each key is granted; more is refused with 429. None grants everything.
     """
 
-    def __init__(self, script: Script, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self,
+        script: Script,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        limit: RateLimit | None = None,
+    ) -> None:
         self._cloud = _Cloud(script)
+        self._meter = _Meter(limit)
         self._address = (host, port)
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
 
     def start(self) -> Self:
         """Begin to listen."""
-        self._server = _Server(self._address, self._cloud)
+        self._server = _Server(self._address, self._cloud, self._meter)
         self._cloud.open()
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.1,), name="cursor-stand-in", daemon=True
@@ -127,7 +152,7 @@ class CursorServer:
 
     @property
     def requests(self) -> list[dict[str, Any]]:
-        """What was asked, oldest first: method, path, status of the answer, body."""
+        """What was asked, oldest first: method, path, status of the answer, body, time."""
         return list(self._cloud.journal)
 
     def _running(self) -> _Server:
@@ -136,12 +161,40 @@ class CursorServer:
         return self._server
 
 
+class _Meter:
+    """Counts the requests of each key in a sliding window."""
+
+    def __init__(self, limit: RateLimit | None) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._granted: dict[str, deque[float]] = {}
+
+    def admit(self, key: str) -> None:
+        """Count a request.
+
+        :raises Refusal: if the key has no more for now; it says how long to wait.
+        """
+        if self._limit is None or key.startswith("unlimited"):
+            return
+        now = time.monotonic()
+        with self._lock:
+            granted = self._granted.setdefault(key, deque())
+            while granted and granted[0] <= now - self._limit.seconds:
+                granted.popleft()
+            if len(granted) >= self._limit.requests:
+                wait = max(1, math.ceil(granted[0] + self._limit.seconds - now))
+                headers = {"Retry-After": str(wait)}
+                raise Refusal(429, "rate_limit_exceeded", "Too many requests", headers)
+            granted.append(now)
+
+
 class _Cloud:
     """The agents, their runs and the threads that perform them."""
 
     def __init__(self, script: Script) -> None:
         self.journal: deque[dict[str, Any]] = deque(maxlen=_JOURNAL_LENGTH)
         self.closed = threading.Event()
+        self.backend = CursorBackend(script, self.journal, self.closed)
         self._script = script
         self._lock = threading.RLock()
         self._agents: dict[str, Agent] = {}
@@ -164,6 +217,8 @@ class _Cloud:
                 ("POST", "/v1/agents/([^/]+)/runs", self._create_run),
                 ("GET", "/v1/agents/([^/]+)/runs/([^/]+)", self._get_run),
                 ("POST", "/v1/agents/([^/]+)/runs/([^/]+)/cancel", self._cancel_run),
+                ("POST", "/v1/agents/([^/]+)/archive", self._archive),
+                ("POST", "/v1/agents/([^/]+)/unarchive", self._unarchive),
             )
         ]
 
@@ -208,9 +263,16 @@ class _Cloud:
         return 200, {"items": [{"id": model, "displayName": model} for model in _MODELS]}
 
     def _list_agents(self, request: Request) -> tuple[int, Any]:
+        archived = request.query.get("includeArchived", "true") != "false"
         with self._lock:
             agents = [_agent_body(agent) for agent in reversed(self._agents.values())]
-        return 200, _page(agents, request.query)
+        # As Cursor does: the list has what identifies an agent, the agent itself has the rest.
+        short = [
+            {k: v for k, v in agent.items() if k != "repos"}
+            for agent in agents
+            if archived or agent["status"] != "ARCHIVED"
+        ]
+        return 200, _page(short, request.query)
 
     def _create_agent(self, request: Request) -> tuple[int, Any]:
         wanted = _read_creation(request.body)
@@ -252,6 +314,14 @@ class _Cloud:
             if run.thread is not None:
                 run.thread.join(STOP_TIMEOUT)
         shutil.rmtree(agent.folder, ignore_errors=True)
+        return 200, {"id": agent_id}
+
+    def _archive(self, request: Request, agent_id: str) -> tuple[int, Any]:
+        self._agent(agent_id).archived = True
+        return 200, {"id": agent_id}
+
+    def _unarchive(self, request: Request, agent_id: str) -> tuple[int, Any]:
+        self._agent(agent_id).archived = False
         return 200, {"id": agent_id}
 
     def _list_runs(self, request: Request, agent_id: str) -> tuple[int, Any]:
@@ -322,6 +392,8 @@ class _Cloud:
             raise Refusal(409, "agent_id_conflict", f"agent {agent_id} exists already")
 
     def _refuse_repository(self, wanted: Mapping[str, str]) -> None:
+        if not wanted["repository"]:
+            return
         processes = Processes()
         with self._lock:
             self._checks.add(processes)
@@ -349,9 +421,10 @@ class _Cloud:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, address: tuple[str, int], cloud: _Cloud) -> None:
+    def __init__(self, address: tuple[str, int], cloud: _Cloud, meter: _Meter) -> None:
         super().__init__(address, _Handler)
         self.cloud = cloud
+        self.meter = meter
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of clients that went away: tests and kills do that on purpose."""
@@ -374,15 +447,23 @@ class _Handler(BaseHTTPRequestHandler):
         self._serve()
 
     def _serve(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self._body()
         url = urlsplit(self.path)
         if url.path == "/_rehearsal/requests":
             self._send(200, list(self.server.cloud.journal))
             return
-        entry: dict[str, Any] = {"method": self.command, "path": self.path, "status": 0}
+        if self.server.cloud.backend.serves(url.path):
+            self.server.cloud.backend.serve(self, body)
+            return
+        entry: dict[str, Any] = {
+            "method": self.command,
+            "path": self.path,
+            "status": 0,
+            "at": time.time(),
+        }
         self.server.cloud.journal.append(entry)
         try:
-            self._authorize()
+            self.server.meter.admit(self._authorize())
             request = Request(
                 self.command,
                 url.path,
@@ -403,7 +484,18 @@ class _Handler(BaseHTTPRequestHandler):
         except (CutOff, Ended):
             self._cut()
 
-    def _authorize(self) -> None:
+    def _body(self) -> bytes:
+        if "chunked" not in str(self.headers.get("Transfer-Encoding") or "").lower():
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = bytearray()
+        while size := int(self.rfile.readline(64), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline(64)
+        self.rfile.readline(64)
+        return bytes(body)
+
+    def _authorize(self) -> str:
+        """Return the key."""
         scheme, _, value = str(self.headers.get("Authorization") or "").partition(" ")
         key = value.strip() if scheme == "Bearer" else ""
         if scheme == "Basic":
@@ -411,6 +503,7 @@ class _Handler(BaseHTTPRequestHandler):
                 key = base64.b64decode(value).decode().partition(":")[0]
         if not key or key.startswith("invalid"):
             raise Refusal(401, "unauthorized", "Invalid API key")
+        return key
 
     def _stream(self, run: Run) -> None:
         """Send the run's events after the one that the client saw last, until the run ends."""
@@ -506,9 +599,9 @@ def _read_creation(body: Mapping[str, Any]) -> dict[str, str]:
     model = body.get("model")
     if isinstance(model, dict) and str(model.get("id") or "invalid").startswith("invalid"):
         raise Refusal(400, "validation_error", f"unknown model {model.get('id')}")
-    repos = body.get("repos")
+    repos = body.get("repos", [{"url": ""}])
     first = repos[0] if isinstance(repos, list) and repos else None
-    if not isinstance(first, dict) or not first.get("url"):
+    if not isinstance(first, dict) or ("repos" in body and not first.get("url")):
         raise Refusal(400, "validation_error", "repos[0].url is missing")
     return {
         "id": str(agent_id or f"bc-{uuid.uuid4()}"),
@@ -528,10 +621,17 @@ def _prompt(body: Mapping[str, Any]) -> str:
 
 
 def _page(items: list[dict[str, Any]], query: Mapping[str, str]) -> dict[str, Any]:
-    start, limit = _number(query, "cursor", 0), min(_number(query, "limit", 20), 100)
+    """Return the part of ``items`` that is asked for. A cursor is the id of the next item, so that
+    newer ones do not move the page.
+    """
+    limit, cursor = min(_number(query, "limit", 20), 100), query.get("cursor")
+    ids = [item["id"] for item in items]
+    if cursor and cursor not in ids:
+        raise Refusal(400, "validation_error", f"there is no page at the cursor {cursor}")
+    start = ids.index(cursor) if cursor else 0
     page: dict[str, Any] = {"items": items[start : start + limit]}
     if start + limit < len(items):
-        page["nextCursor"] = str(start + limit)
+        page["nextCursor"] = ids[start + limit]
     return page
 
 
@@ -543,12 +643,14 @@ def _number(query: Mapping[str, str], name: str, default: int) -> int:
 
 
 def _agent_body(agent: Agent) -> dict[str, Any]:
+    repos = [{"url": agent.repository, "startingRef": agent.ref}] if agent.repository else []
+    at_work = bool(agent.runs) and agent.runs[-1].active
     return {
         "id": agent.id,
         "name": agent.name,
-        "status": "ACTIVE",
+        "status": "ARCHIVED" if agent.archived else "ACTIVE" if at_work else "IDLE",
         "url": f"https://cursor.com/agents/{agent.id}",
-        "repos": [{"url": agent.repository, "startingRef": agent.ref}],
+        "repos": repos,
         "createdAt": agent.created_at,
         "updatedAt": agent.runs[-1].updated_at if agent.runs else agent.created_at,
         "latestRunId": agent.runs[-1].id if agent.runs else None,

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from airflow_agent_provider.rehearsal.cursor_server import CursorServer
+from airflow_agent_provider.rehearsal.cursor_server import CursorServer, RateLimit
 from airflow_agent_provider.rehearsal.model_server import ModelServer
 from airflow_agent_provider.rehearsal.script import Script, ScriptError, load_script
 
@@ -69,6 +69,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model-port", type=int, default=0, help="0 takes a free port")
     parser.add_argument("--cursor-port", type=int, default=0, help="0 takes a free port")
     parser.add_argument(
+        "--cursor-requests-per-minute",
+        type=int,
+        help="refuse more requests of a key, as Cursor does; without it everything is granted",
+    )
+    parser.add_argument(
         "--port-file", type=Path, help="JSON file for the URLs, there once all servers answer"
     )
     return parser.parse_args(arguments)
@@ -82,9 +87,11 @@ def _signals() -> threading.Event:
 
 
 def _stand_ins(script: Script, options: argparse.Namespace) -> dict[str, _StandIn]:
+    rate = options.cursor_requests_per_minute
+    limit = None if rate is None else RateLimit(rate)
     return {
         "model": ModelServer(script, port=options.model_port),
-        "cursor": CursorServer(script, port=options.cursor_port),
+        "cursor": CursorServer(script, port=options.cursor_port, limit=limit),
     }
 
 

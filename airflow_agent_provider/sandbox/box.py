@@ -65,6 +65,8 @@ class Program:
     :param environment: its variables, without any secret; HOME, TMPDIR and PATH are the box's.
     :param inherited: names of variables that the SDK gives its child, and that pass through.
     :param path: folders that come first where programs are looked up.
+    :param port: where it listens for its SDK, on the loopback interface, if it does; see
+        :attr:`Box.inlet`.
     """
 
     command: tuple[str, ...]
@@ -72,6 +74,7 @@ class Program:
     environment: Mapping[str, str] = field(default_factory=dict)
     inherited: tuple[str, ...] = ()
     path: tuple[Path, ...] = ()
+    port: int | None = None
 
 
 class Box:
@@ -119,6 +122,16 @@ class Box:
         return self.door.key
 
     @property
+    def inlet(self) -> Path | None:
+        """The unix socket that leads to the program's port; None where the port itself does.
+
+        It is there once the program runs, and lies outside of what the program sees.
+        """
+        if self._program.port is None or not self._networkless:
+            return None
+        return self.folder / "inlet.sock"
+
+    @property
     def violation(self) -> AgentFailure | None:
         """Why the box ended its program, if it did."""
         watches = (self._size, self._usage)
@@ -136,6 +149,7 @@ class Box:
             "cgroups": self._cgroup.entrances,
             "stdin": _own_stdin(),
             "bwrap": [_bubblewrap(), *arguments(self._bounds())] if self.boxed else [],
+            "inlet": None if self.inlet is None else str(self.inlet),
             "filter": call_filter().hex(),
             "command": [*self._pump(), *self._program.command],
         }
@@ -206,10 +220,12 @@ class Box:
         return self.boxed and self.task.confinement.network is Network.MODEL
 
     def _pump(self) -> list[str]:
-        if not self._networkless or self.door is None:
-            return []
-        pair = f"tcp:{MODEL_PORT}=unix:{_SOCKET}"
-        return [str(interpreter()), "-IS", _PUMP, pair, "--"]
+        pairs = []
+        if self._networkless and self.door is not None:
+            pairs.append(f"tcp:{MODEL_PORT}=unix:{_SOCKET}")
+        if self.inlet is not None:
+            pairs.append(f"fd:{{inlet}}=tcp:{self._program.port}")
+        return [str(interpreter()), "-IS", _PUMP, *pairs, "--"] if pairs else []
 
     def _environment(self) -> dict[str, str]:
         home = self.task.home
@@ -247,10 +263,11 @@ class Box:
             readable.append(task.workspace / ".git")
         else:
             readable.append(task.workspace)
-        sockets = []
+        sockets: list[tuple[Path, str]] = []
         if self._networkless and self.door is not None and self.door.place is not None:
-            pump = Path(__file__).with_name("pump.py")
-            sockets = [(self.door.place, _SOCKET), (pump, _PUMP)]
+            sockets.append((self.door.place, _SOCKET))
+        if sockets or self.inlet is not None:
+            sockets.append((Path(__file__).with_name("pump.py"), _PUMP))
         return Bounds(task.workspace, writable, readable, not self._networkless, sockets)
 
 

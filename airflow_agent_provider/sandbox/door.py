@@ -14,13 +14,15 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import TCPServer, ThreadingMixIn, UnixStreamServer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
+
+from airflow_agent_provider.agents.failures import AgentFailure
 
 if TYPE_CHECKING:
     import httpx
@@ -70,13 +72,28 @@ class Upstream:
     """The vendor's API that a door leads to.
 
     :param url: its base URL.
-    :param headers: set on every request in place of the agent's: the real key.
+    :param headers: set on every request in place of the agent's: the real key. For keys that end, a
+        function, which is asked with each request; what it raises, the agent hears as an error.
     :param paths: prefixes of the paths below ``url`` that may be asked for.
+    :param answers: what the door answers itself, as JSON, by path: what the agent would be given
+        there must not be inside the box.
+    :param tap: gets the path and the pieces of each good answer, and yields them on: for failures
+        that the vendor tells within.
+    :param key: what the agent takes for its key; None lets the door make one.
     """
 
     url: str
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    headers: Mapping[str, str] | Callable[[], Mapping[str, str]] = field(
+        default_factory=dict, repr=False
+    )
     paths: tuple[str, ...] = ("/",)
+    answers: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    tap: Callable[[str, Iterator[bytes]], Iterator[bytes]] | None = None
+    key: str | None = None
+
+    def headers_now(self) -> Mapping[str, str]:
+        """Return the headers for the next request."""
+        return self.headers() if callable(self.headers) else self.headers
 
     @property
     def path(self) -> str:
@@ -122,7 +139,7 @@ class Door:
         self.upstream = upstream
         self.place = place
         #: What the agent takes for its key; worth nothing but at this door.
-        self.key = f"sk-box-{secrets.token_hex(24)}"
+        self.key = upstream.key or new_key()
         #: How the last request failed; None after one that did not.
         self.last_failure: UpstreamFailure | None = None
         self._client: httpx.Client | None = None
@@ -238,6 +255,11 @@ class Door:
         if self.place is None:
             return _TcpServer(("127.0.0.1", 0), self)
         return _UnixServer(self.place, self)
+
+
+def new_key() -> str:
+    """Return what an agent may take for its key: worth nothing but at one door."""
+    return f"sk-box-{secrets.token_hex(24)}"
 
 
 class _Budget:
@@ -375,7 +397,10 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             try:
                 body = self._body(headers)
-                if body is not None:
+                own = door.upstream.answers.get(self.path.partition("?")[0])
+                if body is not None and own is not None:
+                    self._send_json(200, own)
+                elif body is not None:
                     self._forward(door, headers, body)
             finally:
                 door.bodies.give_back(self._held)
@@ -437,7 +462,12 @@ class _Handler(BaseHTTPRequestHandler):
         kept = {
             name: value for name, value in headers.items() if name not in _HOP and name not in _KEYS
         }
-        kept |= {name.lower(): value for name, value in door.upstream.headers.items()}
+        try:
+            kept |= {n.lower(): value for n, value in door.upstream.headers_now().items()}
+        except AgentFailure as failure:
+            self._note(UpstreamFailure(None, str(failure)))
+            self._refuse(502, failure.reason)
+            return
         request = door.client().build_request(self.command, self.path, headers=kept, content=body)
         try:
             answer = door.client().send(request, stream=True)
@@ -463,7 +493,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         ending = _Ending(answer)
-        for piece in answer.iter_raw():
+        pieces = answer.iter_raw()
+        if tap := self.server.door.upstream.tap if answer.is_success else None:
+            pieces = tap(self.path.partition("?")[0], pieces)
+        for piece in pieces:
             if piece:
                 self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
                 self.wfile.flush()
@@ -483,7 +516,10 @@ class _Handler(BaseHTTPRequestHandler):
         _cut(self.connection)
 
     def _refuse(self, status: int, reason: str) -> None:
-        content = json.dumps({"error": {"message": reason, "type": "door", "code": None}}).encode()
+        self._send_json(status, {"error": {"message": reason, "type": "door", "code": None}})
+
+    def _send_json(self, status: int, value: Any) -> None:
+        content = json.dumps(value).encode()
         self.close_connection = True
         self.send_response_only(status)
         self.send_header("Content-Type", "application/json")

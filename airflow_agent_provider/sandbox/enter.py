@@ -4,7 +4,8 @@ A script, run by path as ``python -IS enter.py SPEC ARGUMENT…``; it must impor
 ``SPEC`` is a JSON file: ``environment`` (variables), ``inherited`` (names of variables that pass
 through), ``limits`` (soft and hard limit by resource), ``cgroups`` (files to write 0 into),
 ``stdin`` (device and inode of the worker's own), ``bwrap`` (the program and its arguments, empty
-where there is no box), ``filter`` (of system calls, hexadecimal) and ``command``.
+where there is no box), ``filter`` (of system calls, hexadecimal), ``inlet`` (path of a socket to
+listen at, if any) and ``command``, in which ``{inlet}`` stands for that socket's descriptor.
 
 It execs, so that the program has the process id that its parent knows. The clean environment is
 given to bubblewrap itself: it is the first process of the box, whose ``/proc`` entry would show the
@@ -37,7 +38,11 @@ def main(arguments: list[str]) -> None:
     for name, value in spec["limits"].items():
         _limit(getattr(resource, name), value)
     os.umask(0o077)
-    command = [*spec["command"], *rest]
+    command = spec["command"]
+    if spec["inlet"]:
+        inlet = str(_inlet(spec["inlet"]))
+        command = [word.replace("{inlet}", inlet) for word in command]
+    command = [*command, *rest]
     if spec["bwrap"]:
         if os.geteuid() == 0:
             _guard_devices()
@@ -97,6 +102,23 @@ def _limit(kind: int, value: int) -> None:
     if hard != resource.RLIM_INFINITY:
         value = min(value, hard)
     resource.setrlimit(kind, (value, value))
+
+
+def _inlet(path: str) -> int:
+    """Return the descriptor of a socket that listens at ``path``.
+
+    Made out here, where the program cannot put anything else in its place.
+    """
+    # Few programs need it, and it takes as long to import as the rest together.
+    import socket
+
+    if os.path.lexists(path):
+        os.unlink(path)  # noqa: PTH108
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(path)
+    server.listen()
+    server.set_inheritable(True)
+    return server.detach()
 
 
 def _file(content: bytes) -> int:

@@ -3,7 +3,8 @@
 Also a script, which runs inside the box, where there is no network: it listens where the agent
 expects its model, hands what comes to the sockets that lead outside, and becomes the agent's
 program. Started by path as ``python -IS pump.py LISTEN=CONNECT… -- PROGRAM ARGUMENT…``, it must
-import nothing of ours. An address is ``tcp:PORT``, on the loopback interface, or ``unix:PATH``.
+import nothing of ours. An address is ``tcp:PORT``, on the loopback interface, ``unix:PATH``, or,
+to listen, ``fd:NUMBER`` for a socket that listens already.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ def listen(address: str) -> socket.socket:
     kind, _, place = address.partition(":")
     if kind == "tcp":
         return socket.create_server(("127.0.0.1", int(place)), backlog=_BACKLOG)
+    if kind == "fd":
+        return socket.socket(fileno=int(place))
     server = socket.socket(socket.AF_UNIX)
     try:
         server.bind(place)

@@ -15,18 +15,26 @@ from airflow_agent_provider.agents.contract import Limits
 from airflow_agent_provider.agents.failures import (
     AgentFailed,
     AgentFailure,
+    Stalled,
     failure_to_dict,
 )
 from airflow_agent_provider.agents.registry import AGENTS
-from airflow_agent_provider.hooks.agent import HostedAgentHook, HostedRun, get_agent_hook
+from airflow_agent_provider.hooks.agent import (
+    HostedAgentHook,
+    HostedRun,
+    ListedAgent,
+    get_agent_hook,
+)
+from airflow_agent_provider.triggers.poller import News, Ticket, shared_poller
+from airflow_agent_provider.triggers.rounds import Key
 from airflow_agent_provider.triggers.watch import Decision, Waiter
 
 log = logging.getLogger(__name__)
 
 #: Characters of each text of a failure in an event: Airflow keeps events in its database.
 _TEXT_LENGTH = 2000
-#: Seconds for ending the vendor's run, all tries included.
-CANCEL_TIMEOUT = 25.0
+#: Seconds for the last look at a run that is about to be given up.
+LOOK_PATIENCE = 120.0
 
 
 class HostedRunTrigger(BaseTrigger):
@@ -36,6 +44,9 @@ class HostedRunTrigger(BaseTrigger):
     run ended with success, else ``failed``; then ``failure`` is what
     :func:`~airflow_agent_provider.agents.failures.failure_from_dict` reads. The result itself is
     not in the event: the operator reads it with ``get_run``, which works for a failed run too.
+
+    All triggers of one triggerer whose connections hold the same key share one poller, which asks
+    for many runs at once and keeps to the rate that the vendor grants.
 
     The trigger owns the timeout and the stall: ``execution_timeout`` does not reach a deferred
     task. When one is reached it ends the vendor's run before it yields ``TimedOut`` or
@@ -56,7 +67,8 @@ class HostedRunTrigger(BaseTrigger):
     :param run_id: the vendor's id of the run.
     :param timeout_at: when the attempt's timeout is over: seconds since the epoch, or an ISO date.
     :param stall: seconds without a sign of life after which the run counts as stalled.
-    :param poll: seconds between two looks at the run; None takes the connection's.
+    :param poll: seconds between two looks at the run, if the rate allows; None takes the
+        connection's.
     :param settle: seconds before the first look.
     """
 
@@ -125,42 +137,58 @@ class HostedRunTrigger(BaseTrigger):
         about to take over the wait.
         """
         hook = self._hook()
-        try:
-            await asyncio.wait_for(hook.acancel(self.agent_id, self.run_id), CANCEL_TIMEOUT)
-            log.info("the run %s was cancelled with its task", self.run_id)
-        finally:
-            await hook.aclose()
+        poller = shared_poller(hook, await hook.alimits())
+        await poller.cancel(self._key)
+        log.info("the run %s was cancelled with its task", self.run_id)
 
     async def _wait(self) -> AgentFailure | None:
         hook = self._hook()
-        status = ""
-        try:
-            waiter = self._waiter(self.poll or await hook.apoll_interval())
-            decision = Decision(wait=self.settle + waiter.first_wait())
-            while decision.wait is not None:
-                await asyncio.sleep(decision.wait)
-                try:
-                    run = await hook.aget_run(self.agent_id, self.run_id)
-                except AgentFailure as failure:
-                    log.warning("%s", failure)
-                    decision = waiter.failed(failure, time.monotonic())
-                    continue
-                status = _tell(run, status)
-                decision = waiter.saw(run, time.monotonic())
-                if decision.ask:
-                    sign = await hook.asign_of_life(self.agent_id, self.run_id, waiter.sign)
-                    decision = waiter.heard(sign, time.monotonic())
-            if decision.cancel:
-                await self._cancel(hook)
+        limits = await hook.alimits()
+        poll = self.poll or limits.poll_interval
+        waiter = self._waiter(poll)
+        await asyncio.sleep(self.settle)
+        async with shared_poller(hook, limits).watch(self._key, poll) as ticket:
+            decision = await self._follow(waiter, ticket)
+            while decision.cancel:
+                decision = await self._give_up(waiter, ticket, decision)
+                if decision.wait is not None:
+                    decision = await self._follow(waiter, ticket)
             return decision.failure
-        finally:
-            await hook.aclose()
 
-    async def _cancel(self, hook: HostedAgentHook) -> None:
+    async def _follow(self, waiter: Waiter, ticket: Ticket) -> Decision:
+        """Take in what is told of the run until there is nothing more to wait for."""
+        status = ""
+        while True:
+            news = await ticket.news(waiter.left(time.monotonic()))
+            if isinstance(news, HostedRun):
+                status = _tell(news, status)
+            decision = _decide(waiter, news, time.monotonic())
+            if decision.ask:
+                ticket.ask(waiter.sign)
+            elif decision.wait is None:
+                return decision
+
+    async def _give_up(self, waiter: Waiter, ticket: Ticket, decision: Decision) -> Decision:
+        """End the run, unless it turns out that it has ended by itself, or that it works."""
+        if isinstance(decision.failure, Stalled):
+            # What the list and the events have shown is not all that a look tells.
+            run = await _look(ticket)
+            again = waiter.saw(run, time.monotonic()) if run else Decision(ask=True)
+            if not again.ask:
+                return again
         try:
-            await asyncio.wait_for(hook.acancel(self.agent_id, self.run_id), CANCEL_TIMEOUT)
-        except (AgentFailure, TimeoutError) as error:
+            under_way = await ticket.cancel()
+        except AgentFailure as error:
             log.warning("the run %s could not be cancelled: %s", self.run_id, error)
+            under_way = True
+        run = None if under_way else await _look(ticket)
+        if run is not None and run.ended:
+            return Decision(failure=run.failure)
+        return Decision(failure=decision.failure)
+
+    @property
+    def _key(self) -> Key:
+        return Key(self.agent_id, self.run_id)
 
     def _waiter(self, poll: float) -> Waiter:
         return Waiter(
@@ -228,6 +256,32 @@ def wait_for_run(
             log.warning("the run %s could not be cancelled: %s", run_id, error)
     assert decision.failure is not None
     raise decision.failure
+
+
+def _decide(waiter: Waiter, news: News | None, now: float) -> Decision:
+    if news is None:
+        return waiter.passed(now)
+    if isinstance(news, AgentFailure):
+        log.warning("%s", news)
+        return waiter.failed(news, now)
+    if isinstance(news, HostedRun):
+        return waiter.saw(news, now)
+    if isinstance(news, ListedAgent):
+        return waiter.listed(news, now)
+    return waiter.heard(news.mark, now)
+
+
+async def _look(ticket: Ticket) -> HostedRun | None:
+    """Return where the run stands now; None if that cannot be told in time."""
+    ticket.look()
+    deadline = time.monotonic() + LOOK_PATIENCE
+    while (left := deadline - time.monotonic()) > 0:
+        news = await ticket.news(left)
+        if isinstance(news, HostedRun):
+            return news
+        if isinstance(news, AgentFailure):
+            break
+    return None
 
 
 def _tell(run: HostedRun, before: str) -> str:

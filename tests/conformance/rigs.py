@@ -206,6 +206,11 @@ class LocalRig(Rig):
         files = (file for file in home.rglob("*") if session.id in file.as_posix())
         return [file for file in files if file.is_file()]
 
+    def plays(self, server: StandIn) -> list[tuple[int, str]]:
+        """Return what the scripted model played: index and kind of each action."""
+        entries = [entry for entry in server.requests if entry.action != "aside"]  # type: ignore[attr-defined]
+        return [(entry.position, entry.action) for entry in entries]
+
     def start(self, **changes: Any) -> AgentSession:
         """Start the agent; the caller closes it."""
         return self.hook().start(self.task(**changes))
@@ -413,6 +418,28 @@ class CursorRig(HostedRig):
         return CursorServer(script)
 
 
+class CursorLocalRig(LocalRig):
+    """The real bridge of Cursor's SDK, against the stand-in of Cursor's backend."""
+
+    agent = "cursor"
+    # Cursor's program repeats failed requests by itself, which would only make the suite slow.
+    options: ClassVar[dict[str, Any]] = {"hosted": False, "patience": 3}
+    program = "cursor-sdk-bridge.js"
+
+    def stand_in(self, script: Script) -> StandIn:
+        """Return the scripted backend, at the address of the cloud."""
+        return CursorServer(script)
+
+    def extra(self) -> dict[str, Any]:
+        """Return the connection's extras."""
+        return {"model": "composer-2.5"}
+
+    def plays(self, server: StandIn) -> list[tuple[int, str]]:
+        """Return what the scripted model played."""
+        requests = server.requests  # type: ignore[attr-defined]
+        return [(entry["position"], entry["action"]) for entry in requests if "action" in entry]
+
+
 RIGS: dict[str, type[Rig]] = {
     "acp-qwen": AcpQwenRig,
     "acp-scripted": AcpScriptedRig,
@@ -421,6 +448,7 @@ RIGS: dict[str, type[Rig]] = {
     "codex-default-model": CodexScriptRig,
     "copilot": CopilotRig,
     "cursor": CursorRig,
+    "cursor-local": CursorLocalRig,
 }
 if (load_settings().programs / "node_modules" / ".bin" / "opencode").exists():
     RIGS["acp-opencode"] = AcpOpenCodeRig

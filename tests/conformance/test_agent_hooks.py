@@ -249,9 +249,7 @@ def test_killed_in_mid_command_it_resumes_in_another_process_and_folder(local: L
     assert (moved.workspace / "second.md").exists()
     assert not (left / local.workspace.name / "second.md").exists()
     # The first action was not done again, and only the new turn's tokens count.
-    entries = [entry for entry in server.requests if entry.action != "aside"]  # type: ignore[attr-defined]
-    plays = [(entry.position, entry.action) for entry in entries]
-    assert plays == [(0, "write"), (1, "run"), (1, "run"), (2, "write"), (3, "say")]
+    assert local.plays(server) == [(0, "write"), (1, "run"), (1, "run"), (2, "write"), (3, "say")]
     assert attempt.done.usage.output_tokens < 600
 
 

@@ -7,6 +7,7 @@ the agent's default connection. The scripts know no vendor.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -138,15 +139,53 @@ def test_the_trigger_side_tells_the_same(bench: Bench) -> None:
     bench.start(script(*HANGS))
     run, hook = bench.submit(), bench.hook()
 
-    async def cancel() -> HostedRun:
+    async def cancel() -> tuple[HostedRun, HostedRun]:
         try:
-            await hook.acancel(run.agent_id, run.run_id)
-            return await hook.aget_run(run.agent_id, run.run_id)
+            assert not (await hook.alook(run.agent_id, run.run_id)).ended
+            assert await hook.acancel(run.agent_id, run.run_id)
+            assert not await hook.acancel(run.agent_id, run.run_id)
+            looked = await hook.alook(run.agent_id, run.run_id)
+            return looked, await hook.aget_run(run.agent_id, run.run_id)
         finally:
             await hook.aclose()
 
     told, read = asyncio.run(cancel()), bench.ended(run)
-    assert (told.status, told.ended, type(told.failure)) == (read.status, True, f.Interrupted)
+    for one in told:
+        assert (one.status, one.ended, type(one.failure)) == (read.status, True, f.Interrupted)
+
+
+def test_the_list_tells_who_is_at_work(bench: Bench) -> None:
+    bench.start(script(*HANGS))
+    run, hook = bench.submit(), bench.hook()
+
+    async def look() -> None:
+        try:
+            page = await hook.alist()
+            if page is None:
+                return
+            listed = page.agents[run.agent_id]
+            assert listed.active
+            assert listed.latest_run in ("", run.run_id)
+            await hook.acancel(run.agent_id, run.run_id)
+            page = await hook.alist()
+            assert page is not None
+            assert page.agents[run.agent_id] != listed
+        finally:
+            await hook.aclose()
+
+    asyncio.run(look())
+
+
+def test_connections_with_one_key_are_one_account(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.start(script())
+    default = f"AIRFLOW_CONN_{AGENTS[bench.agent].connection.upper()}"
+    monkeypatch.setenv("AIRFLOW_CONN_THE_SAME", os.environ[default])
+    one, other = (asyncio.run(hook.alimits()) for hook in (bench.hook(), bench.hook("the_same")))
+    assert one == other
+    assert one.requests_per_minute > 0
+    assert one.poll_interval > 0
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,9 @@ import psutil
 from airflow_agent_provider.agents.identity import StepKey
 from tests.e2e.live import Live
 
+#: Name of the processes that make the box.
+_BOX = "bwrap"
+
 
 @dataclass(frozen=True)
 class Victim:
@@ -28,9 +31,29 @@ class Victim:
         """Return whether no process of the agent is left."""
         return not any(process.is_running() for process in self.agent)
 
+    def living(self) -> list[str]:
+        """Return what lives on of the task and its agent."""
+        return [text for process in (self.task, *self.agent) if (text := _alive(process))]
+
     def names(self) -> list[str]:
         """Return the names of the agent's processes."""
-        return [name for process in self.agent if (name := _name(process))]
+        return [_name(process) for process in self.agent]
+
+    @property
+    def box(self) -> psutil.Process:
+        """The outermost process of the agent: its box, or its program where it has none."""
+        return self.agent[0]
+
+    @property
+    def program(self) -> psutil.Process:
+        """The agent's program itself, which the box's processes have started."""
+        process = self.box
+        while _name(process) == _BOX:
+            inside = [child for child in self.agent if _parent(child) == process]
+            if not inside:
+                break
+            process = inside[0]
+        return process
 
 
 def session_home(live: Live, step: StepKey) -> Path:
@@ -64,6 +87,29 @@ def with_variable(variable: str) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
+
+
+def processes_below(folder: Path) -> list[str]:
+    """Return the processes that work or have their home below a folder, or name it."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            told = [process.environ().get("HOME", ""), process.cwd(), *process.cmdline()]
+        except psutil.Error:
+            continue
+        if any(str(folder) in text for text in told):
+            found.append(_alive(process))
+    return [text for text in found if text]
+
+
+def _alive(process: psutil.Process) -> str:
+    """Return what the process is; an empty text if it has ended."""
+    try:
+        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            return f"{process.pid} {process.name()}: {' '.join(process.cmdline())[:200]}"
+    except psutil.Error:
+        pass
+    return ""
 
 
 def _parent(process: psutil.Process | None) -> psutil.Process | None:

@@ -16,7 +16,7 @@ from airflow_agent_provider.agents import failures as f
 from airflow_agent_provider.hooks import cursor_api as api
 from airflow_agent_provider.hooks.agent import HostedRun, get_agent_hook
 from airflow_agent_provider.hooks.cursor import CursorHook
-from airflow_agent_provider.rehearsal.cursor_server import CursorServer
+from airflow_agent_provider.rehearsal.cursor_server import CursorServer, RateLimit
 from tests.stand_ins import PLAN_PROMPT, Remote, eventually, script
 
 Start = Callable[..., CursorServer]
@@ -198,7 +198,7 @@ def test_the_trigger_side_tells_the_same(cursor: Start, hook: CursorHook, remote
 
     async def look() -> HostedRun:
         await other.acancel(run.agent_id, run.run_id)
-        assert await other.apoll_interval() == 0.1
+        assert (await other.alimits()).poll_interval == 0.1
         return await other.aget_run(run.agent_id, run.run_id)
 
     assert asyncio.run(closing(other, look)) == done
@@ -313,6 +313,60 @@ def test_poll_intervals(cursor: Start, monkeypatch: pytest.MonkeyPatch) -> None:
         CursorHook().poll_interval({"poll_interval": "often"})
     connect(monkeypatch, password="key_secret_123")
     assert CursorHook().poll_interval() == 10.0
+
+
+def test_what_the_key_may_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect(monkeypatch, password="key_secret_123")
+    limits = asyncio.run(CursorHook().alimits())
+    assert (limits.requests_per_minute, limits.poll_interval) == (20, 10)
+    assert "secret" not in repr(limits)
+    connect(monkeypatch, password="key_secret_123", extra={"requests_per_minute": "100"})
+    more = asyncio.run(CursorHook().alimits())
+    assert (more.requests_per_minute, more.account) == (100, limits.account)
+    connect(monkeypatch, password="key_other_456")
+    assert asyncio.run(CursorHook().alimits()).account != limits.account
+    for wrong in ("many", -1, "inf"):
+        connect(monkeypatch, password="key_secret_123", extra={"requests_per_minute": wrong})
+        with pytest.raises(f.InvalidDefinition, match="requests_per_minute"):
+            asyncio.run(CursorHook().alimits())
+
+
+def test_the_list_in_pages(
+    cursor: Start, hook: CursorHook, remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "PAGE_LENGTH", 2)
+    cursor(script(*HANGS))
+    runs = [submit(hook, remote, agent_id=hook.agent_id_for(name)) for name in "abc"]
+    hook.cancel(runs[0].agent_id, runs[0].run_id)
+
+    async def look() -> None:
+        first = await hook.alist()
+        assert list(first.agents) == [runs[2].agent_id, runs[1].agent_id]
+        assert all(agent.active for agent in first.agents.values())
+        assert first.cursor
+        last = await hook.alist(first.cursor)
+        (agent,) = last.agents.values()
+        assert (agent.active, agent.latest_run, last.cursor) == (False, runs[0].run_id, None)
+
+    asyncio.run(closing(hook, look))
+
+
+def test_a_refusal_to_stream_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a rate limit would have a busy run ended."""
+    listening = CursorHook()
+
+    async def listen() -> None:
+        assert await listening.asign_of_life("bc-1", "run-1", "7") == "7"
+        with pytest.raises(f.RateLimited) as raised:
+            await listening.asign_of_life("bc-1", "run-1", "7")
+        assert raised.value.retry_after
+
+    with CursorServer(script(), limit=RateLimit(1)) as server:
+        connect(monkeypatch, host=server.url, password="key_secret_123")
+        asyncio.run(closing(listening, listen))
+    gone = CursorHook()
+    with pytest.raises(f.Unavailable):
+        asyncio.run(closing(gone, lambda: gone.asign_of_life("bc-1", "run-1", "7")))
 
 
 def test_the_key_reaches_no_error_and_no_log(

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from airflow_agent_provider.agents import failures as f
 from airflow_agent_provider.agents.contract import Usage
 from airflow_agent_provider.hooks import cursor_api as api
+from airflow_agent_provider.hooks.agent import ListedAgent
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 WANTED = api.Submission("bc-1", "Do it.", "https://example.invalid/a/b", "main", "d/r/s")
@@ -197,6 +198,37 @@ def test_unknown_status_is_no_end() -> None:
     assert not api.parse_run("bc-1", {"id": "run-1", "status": "PAUSED"}).ended
 
 
+def test_a_page_of_the_list() -> None:
+    first = {"id": "bc-1", "status": "ACTIVE", "updatedAt": "t", "latestRunId": "run-1"}
+    body = ok(items=[first, {"id": "bc-2", "status": "IDLE"}, {"name": "?"}, 7], nextCursor="bc-3")
+    page, calls = talk(api.list_agents("bc-1"), [body])
+    assert page.cursor == "bc-3"
+    assert page.agents == {
+        "bc-1": ListedAgent("ACTIVE", active=True, updated_at="t", latest_run="run-1"),
+        "bc-2": ListedAgent("IDLE", active=False),
+    }
+    assert calls == ["GET /v1/agents?limit=100&includeArchived=false&cursor=bc-1"]
+    last, calls = talk(api.list_agents(), [ok(items=[])])
+    assert (last.agents, last.cursor) == ({}, None)
+    assert "cursor" not in calls[0]
+
+
+def test_who_shares_a_key_sends_one_request_at_a_time() -> None:
+    for flow in (api.look("bc-1", "run-1"), api.list_agents(), api.cancel("bc-1", "run-1", 1)):
+        with pytest.raises(api.NoAnswer):
+            talk(flow, [LOST])
+    got, calls = talk(api.look("bc-1", "run-1"), [run("run-1", "FINISHED", result="Done.")])
+    assert (got.message, got.usage, len(calls)) == ("Done.", None, 1)
+
+
+def test_a_cancel_tells_whether_the_run_was_under_way() -> None:
+    assert talk(api.cancel("bc-1", "run-1"), [LOST, ok(id="run-1")])[0] is True
+    for answer in (refused(409, "run_not_cancellable"), refused(404, "run_not_found")):
+        assert talk(api.cancel("bc-1", "run-1"), [answer])[0] is False
+    with pytest.raises(f.Unavailable):
+        talk(api.cancel("bc-1", "run-1"), [refused(503)])
+
+
 def test_usage() -> None:
     tokens = {"inputTokens": 10, "outputTokens": 5, "cacheReadTokens": 80, "cacheWriteTokens": 10}
     by_run = {
@@ -245,7 +277,7 @@ _json = st.recursive(
 )
 _fields = ["id", "status", "result", "error", "errorCode", "git", "updatedAt", "usage", "cost"]
 _fields += ["totalUsage", "runs", "inputTokens", "outputTokens", "totalTokens", "chargedCents"]
-_fields += ["branches", "branch", "repoUrl"]
+_fields += ["branches", "branch", "repoUrl", "items", "latestRunId"]
 _body = st.dictionaries(st.sampled_from(_fields), _json, max_size=8)
 
 
@@ -253,6 +285,8 @@ _body = st.dictionaries(st.sampled_from(_fields), _json, max_size=8)
 def test_no_answer_breaks_the_parsers(body: dict[str, Any]) -> None:
     with suppress(f.AgentFailed):
         api.parse_run("bc-1", {**body, "git": {"branches": [body]}}, "github.com/a/b")
+    page = api.parse_page({**body, "items": [body], "nextCursor": body.get("id")})
+    assert len(page.agents) <= 1
     usage = api.parse_usage({**body, "runs": [body]}, "run-1")
     assert usage is None or usage.total_tokens >= 0
     with pytest.raises(f.AgentFailure):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import httpx
 import pytest
 
 from airflow_agent_provider.rehearsal.cursor_agents import step_of
-from airflow_agent_provider.rehearsal.cursor_server import CursorServer
+from airflow_agent_provider.rehearsal.cursor_server import CursorServer, RateLimit
 from airflow_agent_provider.rehearsal.script import Script
 from tests.stand_ins import PLAN_PROMPT, Remote, eventually, make_remote, script
 
@@ -309,11 +310,55 @@ def test_agents_are_listed_newest_first_in_pages(client: Start, remote: Remote) 
         ids.append(body["agentId"])
         http.post("/v1/agents", json=body)
     first = http.get("/v1/agents?limit=2").json()
+    # One that is new does not move the pages behind it.
+    http.post("/v1/agents", json=creation(remote))
     second = http.get(f"/v1/agents?limit=2&cursor={first['nextCursor']}").json()
     assert [item["id"] for item in first["items"] + second["items"]] == ids[::-1]
     assert "nextCursor" not in second
+    assert "repos" not in first["items"][0]
+    assert http.get("/v1/agents?cursor=bc-no").status_code == 400
     assert http.delete(f"/v1/agents/{ids[0]}").status_code == 200
     assert http.get(f"/v1/agents/{ids[0]}").status_code == 404
+
+
+def test_agents_are_idle_after_their_run_and_can_be_archived(client: Start, remote: Remote) -> None:
+    http = client(script({"run": "sleep 0.5"}, {"say": "Done it."}))
+    created = http.post("/v1/agents", json=creation(remote)).json()
+    agent, path = created["agent"], f"/v1/agents/{created['agent']['id']}"
+    assert agent["status"] == "ACTIVE"
+    done = ended(http, created["run"])
+    (listed,) = http.get("/v1/agents").json()["items"]
+    assert (listed["status"], listed["updatedAt"]) == ("IDLE", done["updatedAt"])
+    for _ in range(2):
+        assert http.post(f"{path}/archive").json() == {"id": agent["id"]}
+    assert http.get(path).json()["status"] == "ARCHIVED"
+    assert http.get("/v1/agents?includeArchived=false").json()["items"] == []
+    assert len(http.get("/v1/agents").json()["items"]) == 1
+    http.post(f"{path}/unarchive")
+    assert http.get(path).json()["status"] == "IDLE"
+
+
+def test_an_agent_without_a_repository(client: Start, remote: Remote) -> None:
+    http = client(
+        script({"write": {"path": "a", "content": "b"}}, {"run": "cat a"}, {"say": "Ok."})
+    )
+    body = creation(remote)
+    del body["repos"]
+    done = ended(http, http.post("/v1/agents", json=body).json()["run"])
+    assert (done["status"], done["result"], done["git"]) == ("FINISHED", "Ok.", {"branches": []})
+    assert http.get(f"/v1/agents/{done['agentId']}").json()["repos"] == []
+
+
+def test_the_rate_of_each_key_is_limited() -> None:
+    with CursorServer(script(), limit=RateLimit(3, 60.0)) as server:
+        answers = [httpx.get(f"{server.url}/v1/me", auth=("key_1", "")) for _ in range(5)]
+        assert [answer.status_code for answer in answers] == [200, 200, 200, 429, 429]
+        assert 50 < int(answers[-1].headers["Retry-After"]) <= 60
+        assert answers[-1].json()["error"]["code"] == "rate_limit_exceeded"
+        for _ in range(5):
+            unlimited = httpx.get(f"{server.url}/v1/me", auth=("unlimited_1", ""))
+            assert unlimited.status_code == 200
+        assert httpx.get(f"{server.url}/v1/me", auth=("key_2", "")).status_code == 200
 
 
 def test_usage_is_told_by_run_and_in_sum(client: Start, remote: Remote) -> None:
@@ -349,6 +394,7 @@ def test_the_journal_tells_what_was_asked(client: Start, remote: Remote) -> None
     (entry,) = httpx.get(_url(http, "/_rehearsal/requests")).json()
     assert (entry["method"], entry["path"], entry["status"]) == ("POST", "/v1/agents", 201)
     assert entry["body"]["prompt"]["text"] == PLAN_PROMPT
+    assert time.time() - 60 < entry["at"] <= time.time()
 
 
 def test_two_agents_of_one_step_play_their_own_script(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from airflow_agent_provider.agents.failures import Unavailable
 from airflow_agent_provider.sandbox import door as door_module
 from airflow_agent_provider.sandbox.door import Door, Upstream
 from tests.sandbox.upstream import (
@@ -528,3 +529,65 @@ def eventually(look: object, seconds: float = 30.0) -> None:
     while not look():  # type: ignore[operator]
         assert time.monotonic() < end, "it did not come in time"
         time.sleep(0.02)
+
+
+def test_keys_that_end_are_asked_for_with_each_request(fake: FakeUpstream, tmp_path: Path) -> None:
+    keys = iter(["first", "second"])
+    upstream = Upstream(fake.url, lambda: {"Authorization": f"Bearer {next(keys)}"}, PATHS)
+    with Door(upstream, tmp_path / "door.sock") as door:
+        for _ in range(2):
+            assert ask(door, "POST", "/v1/responses")[0] == 200
+    assert [seen.headers["authorization"] for seen in fake.seen] == [
+        "Bearer first",
+        "Bearer second",
+    ]
+
+
+def test_a_key_that_cannot_be_had_is_an_error_to_the_agent(
+    fake: FakeUpstream, tmp_path: Path
+) -> None:
+    def no_key() -> dict[str, str]:
+        raise Unavailable("the vendor gives no token", raw="HTTP 503")
+
+    with Door(Upstream(fake.url, no_key, PATHS), tmp_path / "door.sock") as door:
+        code, content = ask(door, "POST", "/v1/responses")
+        assert (code, b"gives no token" in content) == (502, True)
+        assert door.last_failure is not None
+        assert "HTTP 503" in door.last_failure.words
+    assert fake.seen == []
+
+
+def test_what_must_not_be_inside_is_answered_by_the_door(
+    fake: FakeUpstream, tmp_path: Path
+) -> None:
+    answers = {"/v1/models": {"token": "worth nothing"}}
+    upstream = Upstream(fake.url, {}, PATHS, answers=answers, key="sk-chosen")
+    with Door(upstream, tmp_path / "door.sock") as door:
+        assert door.key == "sk-chosen"
+        for method in ("POST", "GET"):
+            code, content = ask(door, method, "/v1/models?x=1")
+            assert (code, json.loads(content)) == (200, {"token": "worth nothing"})
+        # Only the path itself, and only where it is let through at all.
+        assert ask(door, "GET", "/v1/models/one")[0] == 200
+        assert ask(door, "GET", "/v1/other")[0] == 403
+    assert [seen.target for seen in fake.seen] == ["/v1/models/one"]
+
+
+def test_a_tap_reads_along_and_changes_nothing(fake: FakeUpstream, tmp_path: Path) -> None:
+    heard: list[tuple[str, bytes]] = []
+
+    def tap(path: str, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            heard.append((path, piece))
+            yield piece
+
+    with Door(Upstream(fake.url, {}, PATHS, tap=tap), tmp_path / "door.sock") as door:
+        code, content = ask(door, "POST", "/v1/responses?x=1")
+        assert (code, json.loads(content)) == (200, {"ok": True})
+        assert {path for path, _ in heard} == {"/v1/responses"}
+        assert b"".join(piece for _, piece in heard) == content
+        heard.clear()
+        # A bad answer tells by its status.
+        fake.answer = status(429, "slow")
+        assert ask(door, "POST", "/v1/responses")[0] == 429
+        assert heard == []

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_agent_provider.agents import failures as f
-from airflow_agent_provider.hooks.agent import HostedRun
+from airflow_agent_provider.hooks.agent import HostedRun, ListedAgent
 from airflow_agent_provider.triggers.watch import MAX_BACKOFF, Decision, RunWatch, Verdict, Waiter
 
 
@@ -110,6 +110,60 @@ def test_a_rate_limit_is_honoured_within_the_limits() -> None:
     long = waiter(stall=30).failed(f.RateLimited("slow", retry_after=4000), 0)
     assert long.wait is not None
     assert long.wait <= 31
+
+
+def listed(updated_at: str = "1") -> ListedAgent:
+    return ListedAgent("ACTIVE", active=True, updated_at=updated_at)
+
+
+def test_the_list_tells_of_life() -> None:
+    watching = waiter()
+    assert watching.listed(listed(), 0).wait is not None
+    assert watching.listed(listed("2"), 99).wait is not None
+    assert watching.left(100) == 99
+    assert watching.listed(listed("2"), 198).wait is not None
+    # Nothing came in time: it is asked, and then only the timeout is left.
+    assert watching.passed(199).ask
+    assert watching.left(200) == 800
+    given_up = watching.heard("", 300)
+    assert (type(given_up.failure), given_up.cancel) == (f.Stalled, True)
+    assert "its last status was ACTIVE" in str(given_up.failure)
+
+
+def test_a_change_in_the_list_outruns_the_question() -> None:
+    watching = waiter()
+    watching.listed(listed(), 0)
+    assert watching.passed(100).ask
+    assert watching.listed(listed("2"), 110).wait is not None
+    assert watching.left(110) == 100
+    assert watching.heard("", 150).wait is not None
+
+
+def test_the_first_look_at_a_listed_run_is_no_sign_of_life() -> None:
+    watching = waiter()
+    watching.listed(listed(), 0)
+    assert watching.saw(running(), 99).wait is not None
+    assert watching.listed(listed(), 100).ask
+    # Another look at it is, if it shows a change.
+    assert watching.saw(running(updated_at="2"), 101).wait is not None
+
+
+def test_nothing_to_be_heard_ends_at_the_timeout() -> None:
+    watching = waiter(timeout=50)
+    assert watching.left(0) == 50
+    assert type(watching.passed(50).failure) is f.TimedOut
+
+
+def test_trouble_counts_from_the_last_answer() -> None:
+    watching = waiter()
+    watching.listed(listed(), 90)
+    watching.listed(listed(), 180)
+    # It is quiet for so long that it would be asked now, but the vendor does not answer.
+    down = f.Unavailable("down")
+    assert watching.failed(down, 191).wait is not None
+    assert watching.left(200) == 80
+    assert watching.passed(279).failure is None
+    assert watching.passed(280) == Decision(failure=down)
 
 
 def test_what_no_wait_mends_ends_at_once() -> None:
