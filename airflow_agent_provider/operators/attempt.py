@@ -390,7 +390,10 @@ class Attempt:
         if checkpoint and checkpoint.commit:
             bundle = self.inputs.fetch(checkpoint.bundle, self.scratch / "checkpoint.bundle")
             kept = Upstream(self.key.step.step_id, checkpoint.commit, bundle)
-        self._workspace = self.inputs.workspace(self.key, self.scratch, kept)
+        if self._workspace is not None:
+            self._workspace.close()
+        workspace = self.inputs.workspace(self.key, self.scratch, kept)
+        self._workspace = self._resources.enter_context(workspace)
 
     def _find_checkpoint(self) -> Checkpoint | None:
         found = read_checkpoint(self.context["task_state_store"].get(CHECKPOINT))
