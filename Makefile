@@ -10,9 +10,16 @@ ARGS ?=
 # How many tests run at once.
 WORKERS ?= 2
 
+# The soak: how many runs, the first one's seed, the agents that do its steps in turn (commas), and
+# how many runs go on at once.
+SOAK_RUNS ?= 100
+SOAK_SEED ?= 1
+SOAK_AGENTS ?= codex
+SOAK_AT_ONCE ?= 3
+
 export REPOSITORY REHEARSAL
 
-.PHONY: demo up test conformance hostile lint format bench setup clean
+.PHONY: demo up test conformance hostile soak failures lint format bench setup clean
 
 demo: setup
 	@.venv/bin/python -m infra.local.demo --repository "$$REPOSITORY" --rehearsal "$$REHEARSAL"
@@ -29,6 +36,17 @@ hostile: setup
 
 conformance: setup
 	.venv/bin/python -m tests.conformance.table -n $(WORKERS)
+
+# Airflow in the process that drives a test of a running one: a home of its own, and no chatter.
+soak failures: export AIRFLOW_HOME = $(CURDIR)/.demo/driver
+soak failures: export AIRFLOW__LOGGING__LOGGING_LEVEL = WARNING
+
+soak: setup
+	@.venv/bin/python -m tests.e2e.soak --runs $(SOAK_RUNS) --seed $(SOAK_SEED) \
+		--agents "$(SOAK_AGENTS)" --at-once $(SOAK_AT_ONCE)
+
+failures: setup
+	@.venv/bin/python -m tests.e2e.failure_classes
 
 lint: setup
 	.venv/bin/ruff check .

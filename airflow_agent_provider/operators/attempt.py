@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import socket
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -65,7 +65,7 @@ from airflow_agent_provider.operators.steps import inline_or_reference
 from airflow_agent_provider.operators.work import AgentChoice, AgentWork, Work
 from airflow_agent_provider.prompts.render import Prompt
 from airflow_agent_provider.settings import load_settings
-from airflow_agent_provider.workspace.cleanup import step_folder
+from airflow_agent_provider.workspace.cleanup import remove_tree, step_folder
 from airflow_agent_provider.workspace.workspace import Upstream, Workspace
 
 if TYPE_CHECKING:
@@ -366,10 +366,13 @@ class Attempt:
 
     @cached_property
     def scratch(self) -> Path:
-        """A folder that goes with the attempt."""
-        folder = tempfile.TemporaryDirectory(prefix="agents-", ignore_cleanup_errors=True)
-        self._resources.callback(folder.cleanup)
-        return Path(folder.name)
+        """A folder that goes with the attempt, or with the next one if this one is killed."""
+        earlier = step_folder(self.settings.workspaces, self.key.step) / "scratch"
+        remove_tree(earlier)
+        folder = earlier / str(self.key.number)
+        folder.mkdir(parents=True, mode=0o700)
+        self._resources.callback(shutil.rmtree, folder, ignore_errors=True)
+        return folder
 
     def _make_prompt(self) -> Prompt:
         if self.event is not None:

@@ -34,6 +34,7 @@ _RUN_WITHIN = 420.0
 _GONE_WITHIN = 60.0
 _CHANCE_WITHIN = 240.0
 _POLL = 0.1
+_TRIGGER_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -192,18 +193,14 @@ class _SoakRun:
         self._remote = self._live.repository(name, {"README.md": "# Soak\n", "act": _ACT})
         conf = {"repository": str(self._remote)}
 
-        def triggered() -> str | None:
+        for _ in range(_TRIGGER_TRIES):
             # Runs that are triggered at once lock the one file of the test's database.
             with contextlib.suppress(ApiError):
                 return self._live.api.trigger(self._workflow.dag_id, conf, run_id=name)
-            return name if self._triggered(name) else None
-
-        return wait_for(triggered, _CHANCE_WITHIN, lambda: f"{name} cannot be triggered")
-
-    def _triggered(self, run_id: str) -> bool:
-        return any(
-            run["dag_run_id"] == run_id for run in self._live.api.runs(self._workflow.dag_id)
-        )
+            time.sleep(_POLL)
+            if any(run["dag_run_id"] == name for run in self._live.api.runs(self._workflow.dag_id)):
+                return name
+        return self._live.api.trigger(self._workflow.dag_id, conf, run_id=name)
 
     def _plan(self) -> list[Kill]:
         if self._undisturbed is None:
@@ -343,6 +340,8 @@ class _SoakRun:
             )
         except NotInTime as error:
             yield str(error)
+        if scratch := sorted(folder.glob("*/*/scratch/*")):
+            yield f"folders of attempts are left: {scratch}"
 
 
 def noted_lines(steps: Sequence[str]) -> dict[str, int]:
