@@ -144,9 +144,11 @@ class CursorSession(LocalSession):
                     "write; set [agents] sandbox = required"
                 )
             box.write_wrapper(self._environment())
-            self._loop.run(self._start_program(), self._patience(), "starting Cursor")
+            seconds = self._patience()
+            self._loop.run(self._start_program(), seconds, "starting Cursor")
+            seconds = self._patience()
             self._conversation = self._loop.run(
-                self._open_conversation(), self._patience(), "opening the session"
+                self._open_conversation(), seconds, "opening the session"
             )
 
     @property
