@@ -61,7 +61,12 @@ AGENTS: dict[str, AgentSpec] = {
             package="agent-client-protocol",
             # What the protocol has; a single program may lack some of it.
             capabilities=AgentCapabilities(
-                resume=True, read_only=True, usage=True, local=True, interrupt=True
+                resume=True,
+                structured_output=True,
+                read_only=True,
+                usage=True,
+                local=True,
+                interrupt=True,
             ),
         ),
         AgentSpec(
@@ -124,7 +129,12 @@ AGENTS: dict[str, AgentSpec] = {
                 resume=True, usage=True, cost=True, hosted=True, local=True, interrupt=True
             ),
             on_worker=AgentCapabilities(
-                resume=True, read_only=True, usage=True, local=True, interrupt=True
+                resume=True,
+                structured_output=True,
+                read_only=True,
+                usage=True,
+                local=True,
+                interrupt=True,
             ),
         ),
     )

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from airflow_agent_provider.agents.failures import FAILURE_CLASSES
 from airflow_agent_provider.agents.identity import StepKey
 from airflow_agent_provider.hooks.mirror_table import MirrorTable
 from infra.local.api import ENDED, NotInTime
@@ -29,7 +30,28 @@ WORKFLOW = "failure-classes"
 FOLDER = ROOT / ".demo" / "failures"
 #: The step whose task process is killed from outside.
 KILLED = "Interrupted.task"
-_RUN_WITHIN = 420.0
+#: The delay of the steps' own rule, and what the vendor said.
+_RULE, _VENDOR = 8.0, 11.0
+#: What the line of each step says between its class and what follows.
+_WORDS = {
+    "AuthenticationFailed": "refused the API key of the connection 'codex_default'",
+    "QuotaExhausted": "the quota of the vendor's account is used up",
+    "BudgetExceeded": "the run's budget of 10 tokens is spent",
+    "PolicyViolation": "do not let it change .github/workflows/ci.yaml",
+    "InvalidDefinition": "has no attribute 'nowhere'",
+    "RateLimited": "the rate limit of the model's API is reached",
+    "RateLimited.told": "the rate limit of the model's API is reached",
+    "Unavailable": "HTTP status 503",
+    "Stalled": "no sign of life for 6 s",
+    "TimedOut": "timeout of 20 s",
+    "Interrupted.agent": "the Codex program ended in the middle of the turn",
+    KILLED: "attempt 1 ended without a word, its process was killed",
+    "ContextExhausted": "no longer fits the model's context",
+    "OutputInvalid": "output report.md is missing",
+    "VerificationFailed": "the check `test -e proof.txt` failed with exit code 1",
+    "AgentFailed": "Out of luck.",
+}
+_RUN_WITHIN = 500.0
 _POLL = 0.5
 _DELAY = re.compile(r"; retry 1 of 3,? (?:in|after Airflow's plain delay of) (?P<seconds>[\d.]+) s")
 
@@ -150,6 +172,37 @@ def _told(
     return told
 
 
+def faults(rows: list[Told]) -> list[str]:
+    """Return what is wrong with what Airflow tells; empty if nothing is."""
+    missing = [f"{step}: there is no such step" for step in _WORDS.keys() - {t.step for t in rows}]
+    unseen = FAILURE_CLASSES.keys() - {told.failure_class for told in rows}
+    missing += [f"{name}: no step shows this class" for name in unseen]
+    return missing + [fault for told in rows for fault in _faults(told)]
+
+
+def _faults(told: Told) -> list[str]:
+    retried = FAILURE_CLASSES[told.failure_class].retryable
+    delay = None if not retried else _VENDOR if told.step == "RateLimited.told" else _RULE
+    follows = "no retry: none can help"
+    if delay is not None:
+        by = "as the vendor said" if delay == _VENDOR else "by the step's rule"
+        follows = f"retry 1 of 3 in {delay:g} s, {by}"
+    if told.step == KILLED:
+        follows = f"retry 1 of 3, after Airflow's plain delay of {_RULE:g} s"
+    waited = told.waited is None if delay is None else (told.waited or 0.0) >= delay
+    holds = {
+        "one line": told.lines == 1,
+        "its words": _WORDS[told.step] in told.line and told.line.endswith(f"; {follows}"),
+        "its delay": told.delay == delay,
+        "the wait": waited,
+        "the state": told.state == ("up_for_retry" if retried else "failed"),
+        # What makes a step fail is over by its second attempt.
+        "the end": told.ended == ("success" if retried else "failed"),
+        "the mirror": told.mirrored == told.failure_class,
+    }
+    return [f"{told.step}: {what}" for what, held in holds.items() if not held]
+
+
 def shown(rows: list[Told]) -> str:
     """Return the table, each row followed by its line of the log."""
     cells: list[tuple[str, ...]] = [
@@ -172,14 +225,16 @@ def shown(rows: list[Told]) -> str:
 
 
 def main() -> int:
-    """Print the table."""
+    """Print the table; return 1 if anything in it is not as it must be."""
     end_leftovers(FOLDER)
     shutil.rmtree(FOLDER, ignore_errors=True)
     print("starting Airflow", flush=True)
     with start_live(FOLDER) as live:
         rows = provoke(live, lambda text: print(text, flush=True))
     print(f"\n{shown(rows)}")
-    return 0 if all(told.lines == 1 for told in rows) else 1
+    wrong = faults(rows)
+    print("".join(f"\nWRONG  {fault}" for fault in wrong))
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

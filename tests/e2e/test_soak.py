@@ -1,4 +1,4 @@
-"""Eight runs of the soak (``make soak`` does a hundred): killed at random, none shows it."""
+"""Eight runs of the soak, of which ``make soak`` does a hundred: killed, and as if undisturbed."""
 
 from __future__ import annotations
 
