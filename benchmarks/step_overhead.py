@@ -71,7 +71,7 @@ from airflow.sdk import DAG
 
 from airflow_agent_provider.operators.agent import AgentOperator
 
-with DAG("bench_step", schedule=None) as dag:
+with DAG("{dag_id}", schedule=None) as dag:
     AgentOperator(
         task_id="work",
         agent={agent!r},
@@ -162,7 +162,7 @@ def measure(kind: str, name: str, url: str) -> Figures:
     """
     idle = dag_run("bench_idle")
     idles = [idle() for _ in range(4)]
-    work = partial(seconds_of, TURNS[name], url) if kind == "bare" else dag_run(_module(name))
+    work = partial(seconds_of, TURNS[name], url) if kind == "bare" else dag_run("bench_step")
     first = work()
     later: list[float] = []
     while not later or (len(later) < LATER and sum(later) < LATER_SECONDS):
@@ -243,10 +243,12 @@ def _make_env(folder: Path, urls: Mapping[str, str], aws: Aws) -> dict[str, dict
     identity = ("-c", "user.name=Bench", "-c", "user.email=bench@localhost")
     commit = ["git", *identity, "commit", "--quiet", "--allow-empty", "--message=Start"]
     subprocess.run(commit, cwd=repository, check=True)
-    (folder / "dags").mkdir()
-    (folder / "dags" / "bench_idle.py").write_text(IDLE)
     for name, candidate in CANDIDATES.items():
-        (folder / "dags" / f"{_module(name)}.py").write_text(STEP.format(**vars(candidate)))
+        dags = folder / "dags" / name
+        dags.mkdir(parents=True)
+        (dags / "bench_idle.py").write_text(IDLE)
+        step = STEP.format(dag_id=f"bench_{name}", **vars(candidate))
+        (dags / "bench_step.py").write_text(step)
     connections = rehearsal_connections(urls["model"], urls["cursor"])
     connections["acp_scripted"] = _scripted_agent(urls["model"])
     common = {
@@ -255,7 +257,7 @@ def _make_env(folder: Path, urls: Mapping[str, str], aws: Aws) -> dict[str, dict
         "AIRFLOW_HOME": str(folder / "airflow"),
         "AIRFLOW__AGENTS__PROGRAMS": str(ROOT / ".programs"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW__CORE__DAGS_FOLDER": str(folder / "dags"),
+        "BENCH_DAGS": str(folder / "dags"),
         "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING",
         "AIRFLOW_CONN_AWS_DEFAULT": aws.connection(),
         "AWS_EC2_METADATA_DISABLED": "true",
@@ -285,10 +287,6 @@ def _scripted_agent(url: str) -> str:
     return json.dumps({"conn_type": "acp", "host": f"{url}/v1", "password": KEY, "extra": extra})
 
 
-def _module(name: str) -> str:
-    return f"bench_{name.replace('-', '_')}"
-
-
 def _airflow(arguments: list[str], env: Mapping[str, str]) -> None:
     program = Path(sys.executable).with_name("airflow")
     subprocess.run([program, *arguments], env=env, check=True, capture_output=True, timeout=300)
@@ -297,8 +295,10 @@ def _airflow(arguments: list[str], env: Mapping[str, str]) -> None:
 def _fresh(kind: str, name: str, urls: Mapping[str, str], env: Mapping[str, str]) -> Figures:
     url = urls["cursor" if CANDIDATES[name].agent == "cursor" else "model"]
     command = [sys.executable, __file__, "--measure", kind, url, name]
+    # Airflow reads the whole folder in each run.
+    own = {**env, "AIRFLOW__CORE__DAGS_FOLDER": f"{env['BENCH_DAGS']}/{name}"}
     done = subprocess.run(
-        command, env=env, capture_output=True, text=True, timeout=600, check=False
+        command, env=own, capture_output=True, text=True, timeout=600, check=False
     )
     if done.returncode != 0:
         raise SystemExit(f"{name}, {kind}, failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
