@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+#: Characters of a failure in one line.
+_LINE_LENGTH = 400
+
 
 class AgentFailure(Exception):
     """An attempt failed.
@@ -34,6 +37,12 @@ class AgentFailure(Exception):
         """
         names = (cls.__name__ for cls in type(self).__mro__)
         return next((name for name in names if name in FAILURE_CLASSES), type(self).__name__)
+
+    @property
+    def line(self) -> str:
+        """Class, reason and the beginning of the vendor's words, in one line for people."""
+        text = " ".join(str(self).split())
+        return text if len(text) <= _LINE_LENGTH else f"{text[: _LINE_LENGTH - 1].rstrip()}…"
 
     def __str__(self) -> str:
         vendor = (

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import re
+import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from dataclasses import dataclass, field
@@ -247,6 +248,10 @@ class CursorSession(LocalSession):
             timeout=self._patience(),
         )
         self._bridge = bridge
+        if bridge._tool_callback_server is not None:
+            # For tools made in Python, of which there are none. Its end takes half a second.
+            end = bridge._tool_callback_server.close
+            threading.Thread(target=end, name="cursor callback end", daemon=True).start()
         self._listening = asyncio.create_task(self._listen(bridge))
         # Whatever proxies the worker has: the bridge is not behind them.
         way = httpx.AsyncHTTPTransport(uds=None if inlet is None else str(inlet))
@@ -279,8 +284,6 @@ class CursorSession(LocalSession):
     async def _end_bridge(self, bridge: AsyncBridge) -> None:
         # Not by its own ``aclose``, which asks the bridge to end at a port of the worker's, where
         # there may be anybody: the boxed one listens elsewhere.
-        if bridge._tool_callback_server is not None:
-            bridge._tool_callback_server.close()
         process = bridge.process
         if process is not None:
             with contextlib.suppress(ProcessLookupError):

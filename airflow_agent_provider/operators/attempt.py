@@ -47,6 +47,7 @@ from airflow_agent_provider.agents.identity import AttemptKey, StepKey
 from airflow_agent_provider.agents.outcome import Outcome
 from airflow_agent_provider.agents.prices import Prices, load_prices
 from airflow_agent_provider.agents.processes import end_at_home
+from airflow_agent_provider.hooks.agent import get_agent_hook
 from airflow_agent_provider.hooks.artifacts import open_store
 from airflow_agent_provider.hooks.lease import Lease
 from airflow_agent_provider.operators.budget import Budget, Ledger
@@ -59,6 +60,7 @@ from airflow_agent_provider.operators.record import (
     redact_values,
     refuse_secrets,
 )
+from airflow_agent_provider.operators.retry import plain_delay
 from airflow_agent_provider.operators.steps import inline_or_reference
 from airflow_agent_provider.operators.work import AgentChoice, AgentWork, Work
 from airflow_agent_provider.prompts.render import Prompt
@@ -73,6 +75,8 @@ if TYPE_CHECKING:
 
 #: The key of the checkpoint in Airflow's task state store, which a task reads only of itself.
 CHECKPOINT = "checkpoint"
+#: The attempt's own account, which the mirror reads.
+OUTCOME = "outcome.json"
 #: The XCom key under which a failed attempt leaves its failure class and reason.
 FAILURE = "failure"
 
@@ -172,7 +176,11 @@ class Attempt:
             except BaseException as error:
                 failure = _classified(error)
                 self.fail(failure)
-                if failure is error or not isinstance(error, Exception):
+                if failure is error:
+                    raise
+                if not isinstance(error, Exception):
+                    # Nobody asks the retry policy, which else says what went wrong.
+                    self.log.error("%s", failure.line)
                     raise
                 raise failure from error
             finally:
@@ -234,7 +242,6 @@ class Attempt:
 
         An attempt that was superseded writes nothing more.
         """
-        self.log.error("%s", failure)
         if isinstance(failure, Superseded):
             return
         steps: tuple[Callable[[], object], ...] = (
@@ -300,13 +307,14 @@ class Attempt:
         self._agent = self._agent_for(choice)
 
     def _agent_for(self, choice: AgentChoice) -> AgentWork:
-        if self.operator.is_hosted(choice, self.inputs.repository.url):
+        hook = get_agent_hook(choice.agent, choice.conn_id)
+        if hook.runs_hosted(choice.options, self.inputs.repository.url):
             from airflow_agent_provider.operators.hosted import HostedWork
 
-            return HostedWork(self, choice)
+            return HostedWork(self, choice, hook)
         from airflow_agent_provider.operators.local import LocalWork
 
-        return LocalWork(self, choice)
+        return LocalWork(self, choice, hook)
 
     def _begin_with_the_one_that_began(self) -> None:
         """Go on with the agent whose conversation the checkpoint holds, if it can go on."""
@@ -382,20 +390,28 @@ class Attempt:
         if checkpoint and checkpoint.commit:
             bundle = self.inputs.fetch(checkpoint.bundle, self.scratch / "checkpoint.bundle")
             kept = Upstream(self.key.step.step_id, checkpoint.commit, bundle)
-        self._workspace = self.inputs.workspace(self.key, self.scratch, kept)
+        if self._workspace is not None:
+            self._workspace.close()
+        workspace = self.inputs.workspace(self.key, self.scratch, kept)
+        self._workspace = self._resources.enter_context(workspace)
 
     def _find_checkpoint(self) -> Checkpoint | None:
         found = read_checkpoint(self.context["task_state_store"].get(CHECKPOINT))
         if self.event is not None:
             return self._checkpoint_of_event(found, self.event)
+        self._tell_interrupted()
         if found is None:
             return None
         reason = found.mismatch(self._new_checkpoint())
         if reason:
             self.log.info("The step starts afresh: %s since attempt %d", reason, found.attempt)
             return None
-        if found.attempt < self.key.number:
-            self._tell_interrupted(found)
+        self.log.info(
+            "The step continues from the checkpoint of attempt %d (commit %s, session %s)",
+            found.attempt,
+            found.commit or found.start,
+            found.session or found.hosted_run or "none",
+        )
         return found
 
     def _checkpoint_of_event(self, found: Checkpoint | None, event: dict[str, Any]) -> Checkpoint:
@@ -405,18 +421,18 @@ class Attempt:
         self.started = found.started or self.started
         return found
 
-    def _tell_interrupted(self, found: Checkpoint) -> None:
-        before = AttemptKey(self.key.step, found.attempt)
-        if not self.store.exists(f"{before.prefix}/outcome.json"):
-            self.log.warning(
-                "Interrupted: attempt %d ended without a word; its process was killed",
-                found.attempt,
-            )
-        self.log.info(
-            "The step continues from the checkpoint of attempt %d (commit %s, session %s)",
-            found.attempt,
-            found.commit or found.start,
-            found.session or found.hosted_run or "none",
+    def _tell_interrupted(self) -> None:
+        """Tell of the attempt before this one, if nobody could: its process was killed."""
+        number = self.key.number - 1
+        if number < 1 or self.store.exists(f"{AttemptKey(self.key.step, number).prefix}/{OUTCOME}"):
+            return
+        self.log.warning(
+            "Interrupted: attempt %d ended without a word, its process was killed; retry %d of %d, "
+            "%s",
+            number,
+            number,
+            self.context["ti"].max_tries,
+            plain_delay(self.context, number),
         )
 
     def _finished_before(self) -> Work | None:
@@ -622,7 +638,7 @@ class Attempt:
             prompt_sources=[vars(source) for source in sources],
         )
         self.lease.check()
-        self.record.put("outcome.json", outcome.to_json())
+        self.record.put(OUTCOME, outcome.to_json())
 
     def _session_id(self) -> str | None:
         if self.session:

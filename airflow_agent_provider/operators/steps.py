@@ -98,6 +98,9 @@ class Steps:
             self._results[step_id] = self._read(step_id)
         return self._results[step_id]
 
+    def __repr__(self) -> str:
+        return "steps (those before this one)"
+
     def _read(self, step_id: str) -> StepResult:
         values = self._pull(step_id)
         if values is None:

@@ -54,12 +54,14 @@ class _Undefined(StrictUndefined):
         owner = self._undefined_obj
         # An accessor such as `steps` knows its own names.
         names = getattr(owner, "prompt_names", None)
-        if names is None and isinstance(owner, Mapping):
+        if names is not None:
+            message = f"{owner!r} has no attribute {self._undefined_name!r}"
+        elif isinstance(owner, Mapping) and owner:
             names = list(owner)
-        if not names:
+        else:
             return message
         listed = ", ".join(sorted(map(str, names))[:_MOST_NAMES])
-        return f"{message}; there are: {listed}"
+        return f"{message}; there are: {listed or 'none'}"
 
 
 class Renderer:

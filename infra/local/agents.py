@@ -25,7 +25,7 @@ def rehearsal_connections(model_url: str, cursor_url: str) -> dict[str, str]:
         "copilot": (f"{model_url}/v1", {"model": MODEL}),
         "claude": (model_url, {"model": _CLAUDE_MODEL}),
         "acp": (f"{model_url}/v1", {"preset": "qwen", "model": MODEL}),
-        "cursor": (cursor_url, _POLLING),
+        "cursor": (cursor_url, {"model": "composer", **_POLLING}),
     }
     return {f"{name}_default": _connection(name, *value) for name, value in values.items()}
 

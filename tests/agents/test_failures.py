@@ -44,3 +44,10 @@ def test_what_no_retry_mends():
 
 def test_the_text_has_class_reason_and_the_vendor_s_words():
     assert str(AgentFailure("no", raw="503 busy")) == "AgentFailure: no (the agent said: 503 busy)"
+
+
+def test_one_line_holds_the_beginning_of_the_vendor_s_words():
+    assert AgentFailure("no", raw="a\n  b").line == "AgentFailure: no (the agent said: a b)"
+    line = AgentFailure("no", raw="word " * 1000).line
+    assert len(line) <= 400
+    assert line.endswith("word…")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import yaml
 
 from airflow_agent_provider.rehearsal.cursor_server import CursorServer
 from airflow_agent_provider.rehearsal.script import Script
+from airflow_agent_provider.workspace.workspace import Workspace
+from infra.local.api import wait_for
 from tests.e2e.bench import Bench, load, one_step
 from tests.e2e.live import git
 
@@ -182,6 +185,27 @@ def test_a_copilot_step_goes_on_in_the_session_of_the_attempt_that_failed(bench:
     assert plays == ["write", "fail", "say"]
 
 
+def test_a_kept_conversation_knows_of_no_work_that_the_kept_work_lacks(bench: Bench) -> None:
+    bench.rehearse("work: [{run: sleep 2; touch one}, {run: touch two}, {say: Done.}]")
+    checkpoint = Workspace.checkpoint
+
+    def slowly(workspace: Workspace, *arguments: Any) -> str | None:
+        commit = checkpoint(workspace, *arguments)
+        # The agent works on before the session is stored.
+        wait_for(lambda: (workspace.path / "two").exists() or None, 60, lambda: "it has stopped")
+        time.sleep(1)
+        return commit
+
+    bench.monkeypatch.setattr(Workspace, "checkpoint", slowly)
+    run = one_step(bench).test()
+    assert run.state == "success"
+    (kept,) = [key for key in bench.store.keys("") if "/checkpoints/0001/session/" in key]
+    conversation = bench.store.get(kept).decode()
+    assert "Do the work." in conversation
+    # Had it been there, whoever resumes the session would take it for done.
+    assert "touch two" not in conversation
+
+
 def test_a_read_only_step_cannot_change_anything(bench: Bench) -> None:
     bench.rehearse("work: [{run: echo x > README.md}, {say: Tried.}]")
     remote = bench.repository({"README.md": "# Project\n"})
@@ -269,10 +293,41 @@ def test_a_hosted_failure_is_classified(
 
 def test_a_hosted_step_needs_a_repository(bench: Bench, cursor: Start) -> None:
     cursor(script("work: [{say: Done.}]"))
-    assert one_step(bench, CURSOR).test().state == "failed"
+    assert one_step(bench, CURSOR, options={"hosted": True}).test().state == "failed"
     failure = bench.outcomes()["work"]["failure"]
     assert failure["failure_class"] == "InvalidDefinition"
-    assert '--conf \'{"repository"' in failure["reason"]
+    assert "give the workflow a repository" in failure["reason"]
+
+
+def test_without_a_repository_it_works_on_the_worker(bench: Bench, cursor: Start) -> None:
+    cursor(
+        script("work: [{write: {path: made.md, content: here}}, {say: Done.}]"), model="composer"
+    )
+    assert one_step(bench, CURSOR, output_path="made.md").test().state == "success"
+    outcome = bench.outcomes()["work"]
+    assert outcome["boxed"] is True
+    assert outcome["branch"] is None
+
+
+@pytest.mark.parametrize("remote", [True, False], ids=["that must stay here", "without a remote"])
+def test_a_step_of_an_agent_that_is_both_runs_here(
+    bench: Bench, cursor: Start, remote: bool
+) -> None:
+    server = cursor(
+        script("work: [{write: {path: a.txt, content: hello}}, {say: Done.}]"), model="composer-2"
+    )
+    arguments: dict[str, Any] = {}
+    if remote:
+        repository = bench.repository({"README.md": "# Project\n"})
+        arguments = {"repository": str(repository), "options": {"hosted": False}}
+    assert one_step(bench, CURSOR, **arguments).test().state == "success"
+    outcome = bench.outcomes()["work"]
+    assert outcome["session"].startswith("agent-")
+    assert outcome["usage"]["total_tokens"] > 0
+    assert outcome["cost"] is None
+    assert posted(server, "/v1/agents") == []
+    plays = [entry["action"] for entry in server.requests if "action" in entry]
+    assert plays == ["write", "say"]
 
 
 def posted(server: CursorServer, path: str) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -12,12 +11,22 @@ from airflow.sdk.definitions.retry_policy import RetryAction
 
 from airflow_agent_provider.agents.failures import (
     FAILURE_CLASSES,
+    AgentFailed,
+    AgentFailure,
+    AuthenticationFailed,
     RateLimited,
     Superseded,
     Unavailable,
 )
 from airflow_agent_provider.operators.codex import CodexAgentOperator
-from airflow_agent_provider.operators.retry import FailureClassRetryPolicy
+from airflow_agent_provider.operators.retry import FailureClassRetryPolicy, plain_delay
+
+RULE = {
+    "retries": 3,
+    "retry_delay": timedelta(seconds=30),
+    "retry_exponential_backoff": 2,
+    "max_retry_delay": timedelta(seconds=100),
+}
 
 
 def context(**arguments: Any) -> Any:
@@ -44,12 +53,7 @@ def test_a_rate_limit_waits_for_what_the_vendor_said() -> None:
     [(1, 2, 30), (2, 2, 60), (3, 2, 100), (3, 0, 30), (900, 2, 100), (1, 0, 30)],
 )
 def test_the_steps_rule_is_named_in_seconds(number: int, backoff: int, seconds: float) -> None:
-    rule = context(
-        retries=3,
-        retry_delay=timedelta(seconds=30),
-        retry_exponential_backoff=backoff,
-        max_retry_delay=timedelta(seconds=100),
-    )
+    rule = context(**{**RULE, "retry_exponential_backoff": backoff})
     decision = FailureClassRetryPolicy().evaluate(Unavailable("down"), number, 1000, rule)
     assert decision.retry_delay == timedelta(seconds=seconds)
     limited = FailureClassRetryPolicy().evaluate(RateLimited("slow"), number, 1000, rule)
@@ -78,17 +82,59 @@ def test_other_errors_are_airflow_s() -> None:
     assert FailureClassRetryPolicy().evaluate(ValueError(), 1, 3).action == RetryAction.DEFAULT
 
 
-def test_the_decision_is_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-    FailureClassRetryPolicy().evaluate(RateLimited("slow down", retry_after=90), 1, 3)
-    FailureClassRetryPolicy().evaluate(FAILURE_CLASSES["QuotaExhausted"]("spent"), 1, 3)
-    waits, fails = (record.getMessage() for record in caplog.records)
-    assert "RateLimited" in waits
-    assert "retry 1 of 3 in 90 s, as the vendor said" in waits
-    assert "QuotaExhausted" in fails
-    assert "no retry" in fails
-
-
 def test_it_survives_serialization() -> None:
     policy = FailureClassRetryPolicy()
     assert FailureClassRetryPolicy.deserialize(policy.serialize()).on is None
+
+
+@pytest.mark.parametrize(
+    ("failure", "try_number", "told"),
+    [
+        (
+            RateLimited("the rate limit is reached", retry_after=90),
+            1,
+            "RateLimited: the rate limit is reached; retry 1 of 3 in 90 s, as the vendor said",
+        ),
+        (RateLimited("slow"), 2, "RateLimited: slow; retry 2 of 3 in 60 s, by the step's rule"),
+        (
+            Unavailable("it is down", raw="HTTP 503\n<html>"),
+            3,
+            "Unavailable: it is down (the agent said: HTTP 503 <html>); retry 3 of 3 in 100 s, by "
+            "the step's rule",
+        ),
+        (Unavailable("it is down"), 4, "Unavailable: it is down; no retry: all 3 are used up"),
+        (
+            AuthenticationFailed("the key is wrong"),
+            1,
+            "AuthenticationFailed: the key is wrong; no retry: none can help",
+        ),
+        (
+            AgentFailed("it failed"),
+            1,
+            "AgentFailed: it failed; no retry: the step's rule leaves this class out",
+        ),
+        (
+            Superseded("attempt 2 has taken over"),
+            1,
+            "Interrupted: attempt 2 has taken over; the newer attempt goes on",
+        ),
+    ],
+)
+def test_one_line_of_the_log_says_what_went_wrong_and_what_follows(
+    failure: AgentFailure, try_number: int, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = FailureClassRetryPolicy(["RateLimited", "Unavailable"])
+    policy.evaluate(failure, try_number, 3, context(**RULE))
+    assert [record.getMessage() for record in caplog.records] == [told]
+
+
+def test_a_step_without_retries_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    FailureClassRetryPolicy().evaluate(Unavailable("down"), 1, 0, context(**RULE))
+    assert caplog.messages == ["Unavailable: down; no retry: the step has none"]
+
+
+def test_a_killed_task_waits_as_long_as_airflow_says() -> None:
+    assert plain_delay(context(**{**RULE, "retry_exponential_backoff": 0}), 3) == (
+        "after Airflow's plain delay of 30 s"
+    )
+    assert plain_delay(context(**RULE), 2) == "after Airflow's plain delay of 60 s or more"

@@ -56,6 +56,9 @@ def test_another_task_s_xcom_is_its_output():
 def test_a_step_that_is_not_upstream_is_an_error_with_the_names_there_are():
     with pytest.raises(PromptError, match="no attribute 'pln'; there are: plan, test"):
         render("{{ steps.pln.output }}", steps=steps({}, {"plan", "test"}))
+    words = r"p:1: steps \(those before this one\) has no attribute 'pln'; there are: none"
+    with pytest.raises(PromptError, match=words):
+        render("{{ steps.pln.output }}", steps=steps({}, set()))
 
 
 def test_a_field_that_is_not_there_is_an_error_with_the_names_there_are():
