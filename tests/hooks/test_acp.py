@@ -671,7 +671,7 @@ def test_the_home_follows_no_link_of_the_agents(tmp_path: Path) -> None:
     home = Home(folder, Preset(sessions=("*-{id}", "deep/*")))
     (folder / "a-1").symlink_to(secret)
     os.mkfifo(folder / "b-1")
-    (folder / "c-1").write_text("The answer is here.")
+    (folder / "c-1").write_text(json.dumps({"text": "The answer is here."}))
     (folder / "d-2").touch()
     assert home.session_files("1") == {"c-1": folder / "c-1"}
     assert home.settle("1", "The answer is here.")
@@ -686,8 +686,13 @@ def test_a_message_that_is_written_down_later_is_waited_for(tmp_path: Path) -> N
     home = Home(tmp_path, Preset(sessions=("{id}",)))
     assert not home.settle("1", "no files, so nothing is waited for")
     file = tmp_path / "1"
-    file.write_text("begun")
-    writer = threading.Timer(0.3, lambda: file.write_text("begun\nIt is done."))
-    writer.start()
-    assert home.settle("1", "“It is done.”")
-    writer.join()
+    long = "It is a long story, which takes more than a line.\n“And so on.”"
+    for message in ("one", " ü", long):
+        # Its words may stand there for another reason.
+        file.write_text('{"prompt": "none of ü"}\n')
+        line = json.dumps({"text": message.strip()}, ensure_ascii=False)
+        writer = threading.Timer(0.3, lambda line=line: file.write_text(line))
+        writer.start()
+        assert home.settle("1", message)
+        assert file.read_text() == line
+        writer.join()
