@@ -425,6 +425,7 @@ class CursorLocalRig(LocalRig):
     # Cursor's program repeats failed requests by itself, which would only make the suite slow.
     options: ClassVar[dict[str, Any]] = {"hosted": False, "patience": 3}
     program = "cursor-sdk-bridge.js"
+    sdk = ("cursor_sdk",)
 
     def stand_in(self, script: Script) -> StandIn:
         """Return the scripted backend, at the address of the cloud."""
