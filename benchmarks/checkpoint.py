@@ -1,6 +1,7 @@
 """What a checkpoint weighs, and what a workspace costs on a worker that knows the repository.
 
-Generates a repository of the given size, then measures against a plain ``git clone`` of it:
+Generates a repository of the given size, then measures against a plain ``git clone`` of it, first
+with our git beside the process and then in its box:
 
     python benchmarks/checkpoint.py [--megabytes 300] [--rounds 5]
 """
@@ -18,7 +19,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from airflow_agent_provider.agents.identity import AttemptKey, StepKey
+from airflow_agent_provider.sandbox.git_box import GitBox
 from airflow_agent_provider.workspace.cleanup import remove_tree
+from airflow_agent_provider.workspace.git import GitRunners
 from airflow_agent_provider.workspace.repository import Repository, resolve_base
 from airflow_agent_provider.workspace.workspace import Upstream, Workspace
 
@@ -95,7 +98,6 @@ def measure(folder: Path, megabytes: int, rounds: int) -> None:
     generate(origin, megabytes)
     repository = Repository(origin.as_uri())
     root = folder / "worker"
-    attempt = AttemptKey(StepKey("bench", "run", "step"), 1)
     version = subprocess.run(["git", "version"], capture_output=True, text=True, check=True)
     stored = size_of(origin)
     print(
@@ -111,43 +113,64 @@ def measure(folder: Path, megabytes: int, rounds: int) -> None:
     cold = median(lambda _: resolve_base(repository, root / "mirrors"), 1)
     base = resolve_base(repository, root / "mirrors")
 
+    print(f"{'':38}{'':>12}{'ratio':>12}")
+    row("plain git clone", f"{plain:.3f} s", 1.0, "")
+    row("first fetch of the mirror", f"{cold:.3f} s", cold / plain, "")
+    for where, runners in (("", None), (", git boxed", GitBox)):
+        figures = measure_steps(folder, root, repository, base, rounds, runners)
+        weight = figures.pop("its bundle, stored")
+        for name, seconds in figures.items():
+            target = TARGET_SECONDS if name.startswith("workspace") else 0.0
+            row(f"{name}{where}", f"{seconds:.3f} s", seconds / plain, verdict(seconds, target))
+    row("its bundle, stored", f"{weight:,.0f} B", weight / stored, verdict(weight, TARGET_BYTES))
+
+
+def measure_steps(
+    folder: Path,
+    root: Path,
+    repository: Repository,
+    base: str,
+    rounds: int,
+    runners: GitRunners | None,
+) -> dict[str, float]:
+    """Return the medians of what each step and each checkpoint costs."""
+    attempt = AttemptKey(StepKey("bench", "run", "step"), 1)
+
     def prepare(checkpoint: Upstream | None = None) -> Workspace:
         return Workspace.prepare(
-            root=root, attempt=attempt, repository=repository, base=base, checkpoint=checkpoint
+            root=root,
+            attempt=attempt,
+            repository=repository,
+            base=base,
+            checkpoint=checkpoint,
+            runners=runners,
         )
 
-    warm = median(lambda _: prepare(), rounds)
-    workspace = prepare()
-    source = workspace.path / "src/package7/module7.py"
-    commits: list[str] = []
+    def prepare_once(checkpoint: Upstream | None = None) -> None:
+        prepare(checkpoint).close()
 
-    def checkpoint(number: int) -> None:
-        lines = "".join(f"line {number}.{n}\n" for n in range(10))
-        source.write_text(source.read_text() + lines)
-        commits.append(workspace.checkpoint({"Agents-Step": "step"}, "Bench") or "")
+    figures = {"workspace, warm worker": median(lambda _: prepare_once(), rounds)}
+    with prepare() as workspace:
+        source = workspace.path / "src/package7/module7.py"
+        commits: list[str] = []
 
-    checkpointing = median(checkpoint, rounds)
-    bundle = folder / "checkpoint.bundle"
-    bundling = median(lambda _: workspace.bundle(commits[0], bundle), rounds)
-    weight = bundle.stat().st_size
-    retry = median(lambda _: prepare(Upstream("step", commits[0], bundle)), rounds)
+        def checkpoint(number: int) -> None:
+            lines = "".join(f"line {number}.{n}\n" for n in range(10))
+            source.write_text(source.read_text() + lines)
+            commits.append(workspace.checkpoint({"Agents-Step": "step"}, "Bench") or "")
 
-    print(f"{'':30}{'':>12}{'ratio':>12}")
-    for name, seconds, target in (
-        ("plain git clone", plain, 0.0),
-        ("first fetch of the mirror", cold, 0.0),
-        ("workspace, warm worker", warm, TARGET_SECONDS),
-        ("workspace from a checkpoint", retry, TARGET_SECONDS),
-        ("checkpoint of 10 lines", checkpointing, 0.0),
-        ("its bundle", bundling, 0.0),
-    ):
-        row(name, f"{seconds:.3f} s", seconds / plain, verdict(seconds, target))
-    row("its bundle, stored", f"{weight:,} B", weight / stored, verdict(weight, TARGET_BYTES))
+        figures["checkpoint of 10 lines"] = median(checkpoint, 3 * rounds)
+        bundle = folder / "checkpoint.bundle"
+        figures["its bundle"] = median(lambda _: workspace.bundle(commits[0], bundle), rounds)
+    figures["its bundle, stored"] = bundle.stat().st_size
+    kept = Upstream("step", commits[0], bundle)
+    figures["workspace from a checkpoint"] = median(lambda _: prepare_once(kept), rounds)
+    return figures
 
 
 def row(name: str, value: str, ratio: float, note: str) -> None:
     """Print one line of the table."""
-    print(f"{name:30}{value:>12}{ratio:>12.2g}  {note}")
+    print(f"{name:38}{value:>12}{ratio:>12.2g}  {note}")
 
 
 def verdict(value: float, target: float) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from airflow_agent_provider.agents.contract import AgentCapabilities
 from airflow_agent_provider.agents.registry import AGENTS, AgentSpec
 from dag_factory.definition import LATER_KINDS
 from dag_factory.errors import Fault, Path, nearest, show
@@ -33,9 +34,10 @@ def check_agents(workflow: dict[str, Any], steps: list[RawStep]) -> Iterator[Fau
         yield from _check_model(step, defaults, agents)
         for agent in agents:
             if agent.spec is not None:
-                yield from _check_read_only(step, defaults, agent, agent.spec)
-                yield from _check_answer(step, defaults, agent.spec)
-                yield from _check_budget(budget, agent.path, agent.spec)
+                able = agent.spec.able(as_mapping(agent.values.get("options")))
+                yield from _check_read_only(step, defaults, agent, able)
+                yield from _check_answer(step, defaults, agent, able)
+                yield from _check_budget(budget, agent, able)
 
 
 class _Named(NamedTuple):
@@ -53,6 +55,10 @@ class _Named(NamedTuple):
     @property
     def spec(self) -> AgentSpec | None:
         return AGENTS.get(self.name)
+
+    @property
+    def title(self) -> str:
+        return AGENTS[self.name].title
 
 
 def _named(value: Any, path: Path) -> list[_Named]:
@@ -104,41 +110,44 @@ def _check_model(step: RawStep, defaults: dict[str, Any], agents: list[_Named]) 
 
 
 def _check_read_only(
-    step: RawStep, defaults: dict[str, Any], agent: _Named, spec: AgentSpec
+    step: RawStep, defaults: dict[str, Any], agent: _Named, able: AgentCapabilities
 ) -> Iterator[Fault]:
-    if not reads_only(step, defaults) or spec.capabilities.read_only:
+    if not reads_only(step, defaults) or able.read_only:
         return
     # Where nothing in the step says so, the whole step is shown.
     at = agent.path if step.values.get("agent") is not None else step.path
     if step.values.get("access") is not None:
         at = (*step.path, "access")
     advice = f"give it 'access: write'{_or_agent('read_only')}"
-    yield Fault(at, f"{spec.title} cannot work read-only; {advice}")
+    yield Fault(at, f"{agent.title} cannot work read-only; {advice}")
 
 
-def _check_answer(step: RawStep, defaults: dict[str, Any], spec: AgentSpec) -> Iterator[Fault]:
+def _check_answer(
+    step: RawStep, defaults: dict[str, Any], agent: _Named, able: AgentCapabilities
+) -> Iterator[Fault]:
     output = as_mapping(step.values.get("output"))
     # Without a file, and where none can be written, the final answer itself has to be structured.
     answers = output.get("schema") is not None and (
         output.get("path") is None or reads_only(step, defaults)
     )
-    if answers and not spec.capabilities.structured_output:
+    if answers and not able.structured_output:
         said = (
-            f"{spec.title} gives no structured answer; "
+            f"{agent.title} gives no structured answer; "
             f"add a 'path' that it writes the output to{_or_agent('structured_output')}"
         )
         yield Fault((*step.path, "output", "schema"), said)
 
 
-def _check_budget(budget: dict[str, Any], at: Path, spec: AgentSpec) -> Iterator[Fault]:
+def _check_budget(
+    budget: dict[str, Any], agent: _Named, able: AgentCapabilities
+) -> Iterator[Fault]:
     """Yield what a budget counts that the agent does not report; its tokens can be priced."""
-    able = spec.capabilities
     if budget.get("usd") is not None and not able.cost and not able.usage:
-        said = f"{spec.title} reports neither cost nor tokens, which the budget's 'usd' counts"
-        yield Fault(at, f"{said}; remove 'usd'{_or_agent('cost', 'usage')}")
+        said = f"{agent.title} reports neither cost nor tokens, which the budget's 'usd' counts"
+        yield Fault(agent.path, f"{said}; remove 'usd'{_or_agent('cost', 'usage')}")
     if budget.get("tokens") is not None and not able.usage:
-        said = f"{spec.title} reports no tokens, which the budget's 'tokens' counts"
-        yield Fault(at, f"{said}; remove 'tokens'{_or_agent('usage')}")
+        said = f"{agent.title} reports no tokens, which the budget's 'tokens' counts"
+        yield Fault(agent.path, f"{said}; remove 'tokens'{_or_agent('usage')}")
 
 
 def _or_agent(*capabilities: str) -> str:

@@ -16,7 +16,14 @@ from yaml.events import (
     StreamEndEvent,
 )
 
-from dag_factory.composer import Composer, Place, Unreadable, line_and_column, line_starts
+from dag_factory.composer import (
+    MAX_DEPTH,
+    Composer,
+    Place,
+    Unreadable,
+    line_and_column,
+    line_starts,
+)
 from dag_factory.errors import show
 
 # libyaml's parser is ten times as fast; not every platform has it.
@@ -214,6 +221,8 @@ _SYNTAX_ERRORS = {
     "did not find expected node content": (
         "no value where one belongs; add it, or close the brackets before"
     ),
+    # The parser's own limit, which newer releases meet before ours is asked.
+    "exceeded maximum nesting depth": f"nested too deeply; at most {MAX_DEPTH} levels",
     "expected ',' or ']'": "a list in brackets is not closed; add ',' or ']'",
     "expected ',' or '}'": "a mapping in braces is not closed; add ',' or '}'",
 }

@@ -5,7 +5,9 @@ The table is plain data: a DAG that names an agent imports neither its hook nor 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from airflow_agent_provider.agents.contract import AgentCapabilities
 
@@ -24,7 +26,8 @@ class AgentSpec:
     :param operator: import path of its operator.
     :param connection: id of the connection that is used where a step names none.
     :param package: the distribution that the hook needs.
-    :param capabilities: what it can do.
+    :param capabilities: what it can do; of an agent that runs both ways, at its vendor.
+    :param on_worker: what an agent that runs both ways can do on the worker.
     """
 
     name: str
@@ -34,6 +37,16 @@ class AgentSpec:
     connection: str
     package: str
     capabilities: AgentCapabilities
+    on_worker: AgentCapabilities | None = None
+
+    def able(self, options: Mapping[str, Any]) -> AgentCapabilities:
+        """Return what the agent can do with a step's options.
+
+        :param options: the step's, of this agent alone; ``hosted: false`` keeps it on the worker.
+        """
+        if self.on_worker is not None and options.get("hosted") is False:
+            return self.on_worker
+        return self.capabilities
 
 
 AGENTS: dict[str, AgentSpec] = {
@@ -48,7 +61,12 @@ AGENTS: dict[str, AgentSpec] = {
             package="agent-client-protocol",
             # What the protocol has; a single program may lack some of it.
             capabilities=AgentCapabilities(
-                resume=True, read_only=True, usage=True, local=True, interrupt=True
+                resume=True,
+                structured_output=True,
+                read_only=True,
+                usage=True,
+                local=True,
+                interrupt=True,
             ),
         ),
         AgentSpec(
@@ -109,6 +127,14 @@ AGENTS: dict[str, AgentSpec] = {
             package="cursor-sdk",
             capabilities=AgentCapabilities(
                 resume=True, usage=True, cost=True, hosted=True, local=True, interrupt=True
+            ),
+            on_worker=AgentCapabilities(
+                resume=True,
+                structured_output=True,
+                read_only=True,
+                usage=True,
+                local=True,
+                interrupt=True,
             ),
         ),
     )

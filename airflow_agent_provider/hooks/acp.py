@@ -12,16 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import httpx
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from airflow_agent_provider.agents.contract import AgentTask
-from airflow_agent_provider.agents.failures import AgentFailed, AgentFailure, InvalidDefinition
+from airflow_agent_provider.agents.failures import AgentFailure, InvalidDefinition
 from airflow_agent_provider.hooks.acp_presets import APIS, PRESETS, Preset
 from airflow_agent_provider.hooks.acp_session import AcpAgent, AcpOptions, AcpSession
 from airflow_agent_provider.hooks.agent import LocalAgentHook, ask_version
+from airflow_agent_provider.hooks.local_session import opened
 from airflow_agent_provider.hooks.programs import find_program
-from airflow_agent_provider.hooks.vendor import Vendor, read_options, read_vendor
+from airflow_agent_provider.hooks.vendor import Vendor, ask_for_models, read_options, read_vendor
 from airflow_agent_provider.settings import load_settings
 
 #: Seconds that the connection's test waits for the model's API.
@@ -109,15 +109,7 @@ class AcpHook(LocalAgentHook):
         """
         _check_library()
         options = read_options(AcpOptions, "an ACP agent", task.options)
-        if not task.workspace.is_dir():
-            raise AgentFailed(f"the workspace {task.workspace} is not there")
-        session = AcpSession(task, self._agent(), options)
-        try:
-            session.open()
-        except BaseException:
-            session.close()
-            raise
-        return session
+        return opened(AcpSession(task, self._agent(), options))
 
     def test_connection(self) -> tuple[bool, str]:
         """Ask the model's API for its models with the connection's key."""
@@ -125,14 +117,9 @@ class AcpHook(LocalAgentHook):
             vendor, preset = self._read()
             api = APIS[preset.api]
             headers = {**api.version, **api.headers(vendor.key)}
-            answer = httpx.get(f"{vendor.url}{api.models}", headers=headers, timeout=_TEST_SECONDS)
+            return ask_for_models(vendor.url, f"{vendor.url}{api.models}", headers)
         except AgentFailure as failure:
             return False, failure.reason
-        except httpx.HTTPError as error:
-            return False, f"{vendor.url} cannot be reached: {error}"
-        if answer.is_success:
-            return True, f"{vendor.url} accepts the key"
-        return False, f"{vendor.url} answers HTTP {answer.status_code}: {answer.text[:500]}"
 
     def program_version(self) -> str:
         """Start the agent's program, and return what it says of its version."""

@@ -289,23 +289,23 @@ def classify(code: int, message: str, data: Any) -> AgentFailure:
     if 400 <= code < 600:
         return failure_of_answer(code, words)
     # What stands in the data is closer to the cause than the message, which names a class.
-    return failure_of_words(_details(data) or words)
+    return failure_of_words(_told(data) or words)
 
 
 def error_words(message: str, data: Any) -> str:
     """Return all that an error says, as one text."""
-    details = _details(data)
-    return "\n".join(dict.fromkeys(part for part in (message, details) if part))
+    rest = "" if data is None else json.dumps(data, default=str)
+    return "\n".join(dict.fromkeys(part for part in (message, _told(data) or rest) if part))
 
 
-def _details(data: Any) -> str:
+def _told(data: Any) -> str:
     if isinstance(data, str):
         return data
     if isinstance(data, dict):
         for key in ("details", "message", "error"):
             if isinstance(data.get(key), str):
                 return str(data[key])
-    return "" if data is None else json.dumps(data, default=str)
+    return ""
 
 
 def refused(stop_reason: str) -> AgentFailure | None:

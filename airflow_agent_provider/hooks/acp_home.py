@@ -18,9 +18,8 @@ _SETTLE_SECONDS = 2.0
 _SETTLE_POLL = 0.02
 #: Bytes at the end of a file in which it must stand then.
 _TAIL = 256 * 1024
-#: Characters by which a message is known in a file, however the file writes the others.
-_PLAIN = re.compile(r"[A-Za-z0-9 ]+")
-_LONGEST = 80
+#: Characters by which a long message is known in a file, however the file writes the others.
+_PLAIN = re.compile(rb"[A-Za-z0-9 ]{20,}")
 
 
 class Home:
@@ -60,10 +59,12 @@ class Home:
 
         :returns: whether it has.
         """
-        words = max(_PLAIN.findall(message), key=len, default="").strip()[:_LONGEST]
+        # As these files have texts: in JSON. The words of a short one may stand anywhere.
+        text = json.dumps(message.strip(), ensure_ascii=False).encode()
+        words = max(_PLAIN.findall(text), key=len, default=text)
         end = time.monotonic() + _SETTLE_SECONDS
         while files := self.session_files(session_id).values():
-            if any(words.encode() in _tail(path) for path in files):
+            if any(words in _tail(path) for path in files):
                 return True
             if time.monotonic() > end:
                 break

@@ -117,9 +117,11 @@ class AcpSession(LocalSession):
             box.write_wrapper({name: as_text(value) for name, value in variables.items()})
             task = self._task
             self._link = Link(Rules(task.workspace, task.home, task.access, box.boxed))
-            starting = self._link.start(box.wrapper, self._agent.preset.auth)
-            self._loop.run(starting, self._patience(), "starting the agent")
-            self._loop.run(self._open(self._link), self._patience(), "opening the session")
+            link, seconds = self._link, self._patience()
+            starting = link.start(box.wrapper, self._agent.preset.auth)
+            self._loop.run(starting, seconds, "starting the agent")
+            seconds = self._patience()
+            self._loop.run(self._open(link), seconds, "opening the session")
 
     @property
     def session(self) -> Session | None:
@@ -170,6 +172,9 @@ class AcpSession(LocalSession):
                 self._loop.run(self._link.hang_up(), 2 * CLOSE_SECONDS, "closing the agent")
         if self._box is not None:
             self._box.kill()
+        if self._link is not None:
+            with contextlib.suppress(Exception):
+                self._loop.run(self._link.wire.end(), 2 * CLOSE_SECONDS, "ending the agent")
         self._loop.close()
 
     @property
@@ -258,8 +263,8 @@ class AcpSession(LocalSession):
     def _read(self, update: Any, reader: TurnReader) -> Iterator[AgentEvent]:
         if isinstance(update, Asked):
             yield from reader.asked(update.call, update.refusal)
-            hearing = self._linked.client.hear(update)
-            self._loop.run(hearing, self._patience(), "answering the agent")
+            seconds = self._patience()
+            self._loop.run(self._linked.client.hear(update), seconds, "answering the agent")
         elif hasattr(update, "stop_reason"):
             yield from reader.end(update)
         else:

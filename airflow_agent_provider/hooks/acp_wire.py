@@ -105,6 +105,13 @@ class Wire:
             await asyncio.wait_for(self._process.wait(), seconds)
         return self._process.returncode is not None
 
+    async def end(self) -> None:
+        """Let go of the program's streams, once it was killed."""
+        if self._process is not None and self._reader is not None:
+            await self._reader
+            # To the end of its output: only then does asyncio let go of the pipe.
+            await self._process.communicate()
+
     async def _line(self) -> bytes | None:
         reader = self._running().stdout
         assert reader is not None

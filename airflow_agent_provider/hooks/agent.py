@@ -53,6 +53,15 @@ class AgentHook(BaseHook):
         """What the agent can do."""
         return self.spec.capabilities
 
+    def runs_hosted(self, options: Mapping[str, Any], repository_url: str | None) -> bool:
+        """Return whether a step's agent works at its vendor, and not on the worker.
+
+        :param options: the step's, of this agent alone.
+        :param repository_url: the run's repository; None or empty without one.
+        :raises InvalidDefinition: if it must work where it cannot.
+        """
+        return self.capabilities.hosted
+
     def connection(self) -> Connection:
         """Return the agent's connection.
 

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import httpx
-
 from airflow_agent_provider.agents.contract import AgentTask
-from airflow_agent_provider.agents.failures import AgentFailed, AgentFailure
+from airflow_agent_provider.agents.failures import AgentFailure
 from airflow_agent_provider.hooks.agent import LocalAgentHook, ask_version
 from airflow_agent_provider.hooks.claude_session import (
     INSTALL,
@@ -18,13 +16,12 @@ from airflow_agent_provider.hooks.claude_session import (
     ClaudeSession,
     find_program,
 )
-from airflow_agent_provider.hooks.vendor import Vendor, read_options, read_vendor
+from airflow_agent_provider.hooks.local_session import opened
+from airflow_agent_provider.hooks.vendor import Vendor, ask_for_models, read_options, read_vendor
 
 DEFAULT_URL = "https://api.anthropic.com"
 #: The API's version, which every request must name.
 _VERSION = "2023-06-01"
-#: Seconds that the connection's test waits for the vendor.
-_TEST_SECONDS = 10.0
 
 
 class ClaudeHook(LocalAgentHook):
@@ -52,15 +49,7 @@ class ClaudeHook(LocalAgentHook):
         :raises AgentFailure: if Claude Code does not start.
         """
         options = read_options(ClaudeOptions, "Claude Code", task.options)
-        if not task.workspace.is_dir():
-            raise AgentFailed(f"the workspace {task.workspace} is not there")
-        session = ClaudeSession(task, self._vendor(), options)
-        try:
-            session.open()
-        except BaseException:
-            session.close()
-            raise
-        return session
+        return opened(ClaudeSession(task, self._vendor(), options))
 
     def program_version(self) -> str:
         """Start the program that comes with the SDK."""
@@ -70,18 +59,13 @@ class ClaudeHook(LocalAgentHook):
         """Ask the vendor for its models with the connection's key."""
         try:
             vendor = self._vendor()
-            answer = httpx.get(
+            return ask_for_models(
+                vendor.url,
                 f"{vendor.url}/v1/models",
-                headers={"x-api-key": vendor.key, "anthropic-version": _VERSION},
-                timeout=_TEST_SECONDS,
+                {"x-api-key": vendor.key, "anthropic-version": _VERSION},
             )
         except AgentFailure as failure:
             return False, failure.reason
-        except httpx.HTTPError as error:
-            return False, f"{vendor.url} cannot be reached: {error}"
-        if answer.is_success:
-            return True, f"{vendor.url} accepts the key"
-        return False, f"{vendor.url} answers HTTP {answer.status_code}: {answer.text[:500]}"
 
     def _vendor(self) -> Vendor:
         return read_vendor(self, DEFAULT_URL)

@@ -205,8 +205,9 @@ class TurnReader:
         """Return what the turn's cost is more, or less, than was told of it so far."""
         if total is None:
             return None
-        before, self.spent = self.spent, max(self.spent, total)
-        return self.spent - before - (self.usage.cost or 0.0)
+        # A sum that is smaller than before was begun anew.
+        before, self.spent = (self.spent if total >= self.spent else 0.0), total
+        return total - before - (self.usage.cost or 0.0)
 
     def _spend(self, usage: Usage, cost: float | None) -> Iterator[AgentEvent]:
         if cost is not None and abs(cost) < _NOTHING and not usage.total_tokens:

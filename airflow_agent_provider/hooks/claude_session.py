@@ -89,8 +89,8 @@ class ClaudeOptions(BaseModel):
 
     :param effort: how long the model reasons; None takes the model's default.
     :param max_turns: how often a turn may ask the model before it fails; None for no bound.
-    :param max_budget_usd: USD at list price after which the turn fails as ``BudgetExceeded``,
-        judged by Claude Code after each answer of the model; None for no bound.
+    :param max_budget_usd: USD at list price that an attempt may take before it fails as
+        ``BudgetExceeded``, judged by Claude Code after each answer of the model; None for no bound.
     :param retries: how often Claude Code itself repeats a request that failed, before the attempt
         fails and Airflow retries it.
     :param patience: seconds of nothing but Claude Code's own retries after which the attempt
@@ -121,6 +121,7 @@ class ClaudeSession(LocalSession):
         self._model = self._asked_model
         self._loop = SessionLoop("claude")
         self._client: ClaudeSDKClient | None = None
+        self._connected = False
         self._id = str(uuid.uuid4())
         # The schema that the program was started for: it takes one for all of its turns.
         self._schema: Mapping[str, Any] | None = None
@@ -163,7 +164,7 @@ class ClaudeSession(LocalSession):
                 yield from self._follow(reader)
             finally:
                 self._spent = reader.spent
-        return self._result(reader)
+            return self._result(reader)
 
     def interrupt(self) -> None:
         """End the turn under way, and the command that it runs."""
@@ -185,14 +186,14 @@ class ClaudeSession(LocalSession):
             # In mid-command it would not end by itself, nor write down how far it is.
             self.interrupt()
         # A program that is gone already makes the SDK raise; what counts is what is left.
-        with contextlib.suppress(Exception):
-            self._disconnect()
-        if self._box is not None:
-            self._box.kill()
-        if self._client is not None:
-            # It did not end in time: now that it was killed, the SDK lets go of it at once.
+        if self._connected:
             with contextlib.suppress(Exception):
                 self._disconnect()
+        if self._box is not None:
+            self._box.kill()
+        # What did not end in time is dead by now, and the SDK lets go of it at once.
+        with contextlib.suppress(Exception):
+            self._disconnect()
         self._loop.close()
 
     def _program(self, program: Path) -> Program:
@@ -271,16 +272,16 @@ class ClaudeSession(LocalSession):
         from claude_agent_sdk import ClaudeSDKClient
 
         self._words.clear()
-        client = ClaudeSDKClient(self._sdk_options())
         seconds = self._patience()
+        self._client = ClaudeSDKClient(self._sdk_options())
         # The box ends with the thread that it was started from: the loop's.
-        self._loop.run(client.connect(), seconds, "starting Claude Code")
-        self._client = client
+        self._loop.run(self._client.connect(), seconds, "starting Claude Code")
+        self._connected = True
 
     def _disconnect(self) -> None:
         if self._client is not None:
             self._loop.run(self._client.disconnect(), _CLOSE_SECONDS, "ending Claude Code")
-            self._client = None
+            self._client, self._connected = None, False
 
     def _sdk_options(self) -> ClaudeAgentOptions:
         from claude_agent_sdk import ClaudeAgentOptions
@@ -377,9 +378,9 @@ class ClaudeSession(LocalSession):
         if self._closed:
             raise Interrupted("the session was closed in the middle of the turn")
         if result is None:
-            raise self._box_failure() or _ended("it closed its output")
+            raise _ended("it closed its output")
         if result.is_error and not reader.interrupted:
-            raise self._box_failure() or self._failure(result, reader.error)
+            raise classify(result, reader.error, self._upstream_failure())
         return AgentResult(
             status="interrupted" if reader.interrupted else "completed",
             message=reader.message,
@@ -389,8 +390,7 @@ class ClaudeSession(LocalSession):
             model=self._model,
         )
 
-    def _failure(self, result: Any, kind: str) -> AgentFailure:
-        failure = classify(result, kind, self._upstream_failure())
+    def _explained(self, failure: AgentFailure) -> AgentFailure:
         if isinstance(failure, AuthenticationFailed):
             return refused_key(self._vendor, failure.raw)
         return failure

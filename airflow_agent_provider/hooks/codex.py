@@ -7,11 +7,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import httpx
-
 from airflow_agent_provider.agents.contract import Access, AgentTask, Sandbox
 from airflow_agent_provider.agents.failures import (
-    AgentFailed,
     AgentFailure,
     InvalidDefinition,
 )
@@ -22,11 +19,10 @@ from airflow_agent_provider.hooks.codex_session import (
     CodexSession,
     find_program,
 )
-from airflow_agent_provider.hooks.vendor import Vendor, read_options, read_vendor
+from airflow_agent_provider.hooks.local_session import opened
+from airflow_agent_provider.hooks.vendor import Vendor, ask_for_models, read_options, read_vendor
 
 DEFAULT_URL = "https://api.openai.com/v1"
-#: Seconds that the connection's test waits for the vendor.
-_TEST_SECONDS = 10.0
 
 
 class CodexHook(LocalAgentHook):
@@ -60,15 +56,7 @@ class CodexHook(LocalAgentHook):
                 "access: read_only needs a sandbox; remove 'sandbox: off' from the options, or set "
                 "[agents] sandbox = required"
             )
-        if not task.workspace.is_dir():
-            raise AgentFailed(f"the workspace {task.workspace} is not there")
-        session = CodexSession(task, self._vendor(), options)
-        try:
-            session.open()
-        except BaseException:
-            session.close()
-            raise
-        return session
+        return opened(CodexSession(task, self._vendor(), options))
 
     def program_version(self) -> str:
         """Start the program that comes with the SDK."""
@@ -78,18 +66,11 @@ class CodexHook(LocalAgentHook):
         """Ask the vendor for its models with the connection's key."""
         try:
             vendor = self._vendor()
-            answer = httpx.get(
-                f"{vendor.url}/models",
-                headers={"Authorization": f"Bearer {vendor.key}"},
-                timeout=_TEST_SECONDS,
+            return ask_for_models(
+                vendor.url, f"{vendor.url}/models", {"Authorization": f"Bearer {vendor.key}"}
             )
         except AgentFailure as failure:
             return False, failure.reason
-        except httpx.HTTPError as error:
-            return False, f"{vendor.url} cannot be reached: {error}"
-        if answer.is_success:
-            return True, f"{vendor.url} accepts the key"
-        return False, f"{vendor.url} answers HTTP {answer.status_code}: {answer.text[:500]}"
 
     def _vendor(self) -> Vendor:
         return read_vendor(self, DEFAULT_URL)

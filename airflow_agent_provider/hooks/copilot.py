@@ -10,12 +10,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
-import httpx
-from pydantic import ValidationError
-
 from airflow_agent_provider.agents.contract import AgentTask
 from airflow_agent_provider.agents.failures import (
-    AgentFailed,
     AgentFailure,
     AuthenticationFailed,
     InvalidDefinition,
@@ -23,14 +19,14 @@ from airflow_agent_provider.agents.failures import (
 from airflow_agent_provider.hooks.agent import LocalAgentHook, ask_version
 from airflow_agent_provider.hooks.copilot_program import VERSION, find_runtime
 from airflow_agent_provider.hooks.copilot_session import CopilotOptions, CopilotSession, Vendor
+from airflow_agent_provider.hooks.local_session import opened
+from airflow_agent_provider.hooks.vendor import ask_for_models, read_options
 from airflow_agent_provider.settings import load_settings
 
 #: Copilot's own API, for a person's subscription; organisations' plans have addresses of their own.
 COPILOT_URL = "https://api.githubcopilot.com"
 _PROVIDERS = ("copilot", "openai", "azure", "anthropic")
 _WIRES = ("completions", "responses")
-#: Seconds that the connection's test waits for the vendor.
-_TEST_SECONDS = 10.0
 
 
 class CopilotHook(LocalAgentHook):
@@ -59,9 +55,7 @@ class CopilotHook(LocalAgentHook):
             is not installed, and where the sandbox cannot work.
         :raises AgentFailure: if Copilot does not start.
         """
-        options = _read_options(task.options)
-        if not task.workspace.is_dir():
-            raise AgentFailed(f"the workspace {task.workspace} is not there")
+        options = read_options(CopilotOptions, "Copilot", task.options)
         connection = self.connection()
         vendor = self._vendor(connection)
         if vendor.provider != "copilot" and not (task.model or vendor.model):
@@ -71,13 +65,7 @@ class CopilotHook(LocalAgentHook):
             )
         program = str(connection.extra_dejson.get("program") or "") or None
         runtime = find_runtime(Path(load_settings().programs), program)
-        session = CopilotSession(task, vendor, options, runtime)
-        try:
-            session.open()
-        except BaseException:
-            session.close()
-            raise
-        return session
+        return opened(CopilotSession(task, vendor, options, runtime))
 
     def program_version(self) -> str:
         """Find the runtime, unpacking it where that is not done yet, and start it.
@@ -94,18 +82,13 @@ class CopilotHook(LocalAgentHook):
         """Ask the vendor for its models with the connection's key."""
         try:
             vendor = self._vendor(self.connection())
-            answer = httpx.get(
+            return ask_for_models(
+                vendor.url,
                 _models_url(vendor),
-                headers={**vendor.headers, **_TEST_HEADERS.get(vendor.provider, {})},
-                timeout=_TEST_SECONDS,
+                {**vendor.headers, **_TEST_HEADERS.get(vendor.provider, {})},
             )
         except AgentFailure as failure:
             return False, failure.reason
-        except httpx.HTTPError as error:
-            return False, f"{vendor.url} cannot be reached: {error}"
-        if answer.is_success:
-            return True, f"{vendor.url} accepts the key"
-        return False, f"{vendor.url} answers HTTP {answer.status_code}: {answer.text[:500]}"
 
     def _vendor(self, connection: Any) -> Vendor:
         key = (connection.password or "").strip()
@@ -171,14 +154,3 @@ def _models_url(vendor: Vendor) -> str:
     if vendor.provider == "azure" and not vendor.url.endswith("/openai/v1"):
         return f"{vendor.url}/openai/v1/models"
     return f"{vendor.url}/models"
-
-
-def _read_options(values: Mapping[str, Any]) -> CopilotOptions:
-    try:
-        return CopilotOptions.model_validate(dict(values))
-    except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
-        )
-        names = ", ".join(CopilotOptions.model_fields)
-        raise InvalidDefinition(f"Copilot's options are: {names}; {faults}") from error

@@ -11,10 +11,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from pydantic import ValidationError
-
 from airflow_agent_provider.agents.failures import (
-    AgentFailed,
     AgentFailure,
     AuthenticationFailed,
     InvalidDefinition,
@@ -36,6 +33,8 @@ from airflow_agent_provider.hooks.cursor_local import (
     Vendor,
     find_program,
 )
+from airflow_agent_provider.hooks.local_session import opened
+from airflow_agent_provider.hooks.vendor import read_options
 
 if TYPE_CHECKING:
     import httpx
@@ -144,9 +143,7 @@ class CursorHook(HostedAgentHook, LocalAgentHook):
             SDK is not installed, and where the sandbox cannot work.
         :raises AgentFailure: if Cursor does not start.
         """
-        options = _read_options(task.options)
-        if not task.workspace.is_dir():
-            raise AgentFailed(f"the workspace {task.workspace} is not there")
+        options = read_options(CursorOptions, "Cursor on the worker", task.options)
         account = self._account()
         model = task.model or account.model
         if not model:
@@ -155,13 +152,7 @@ class CursorHook(HostedAgentHook, LocalAgentHook):
                 f"extra 'model' of the connection {self.conn_id!r}"
             )
         vendor = Vendor(self.conn_id, account.backend, account.key, model)
-        session = CursorSession(task, vendor, options)
-        try:
-            session.open()
-        except BaseException:
-            session.close()
-            raise
-        return session
+        return opened(CursorSession(task, vendor, options))
 
     def program_version(self) -> str:
         """Start the program that comes with the SDK, which tells how it is used."""
@@ -491,17 +482,6 @@ def _choice(value: Any, where: str) -> bool | None:
     if chosen is None:
         raise InvalidDefinition(f"{where} must be true or false, not {value!r}")
     return chosen
-
-
-def _read_options(values: Mapping[str, Any]) -> CursorOptions:
-    try:
-        return CursorOptions.model_validate(dict(values))
-    except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
-        )
-        names = ", ".join(CursorOptions.model_fields)
-        raise InvalidDefinition(f"Cursor's options on the worker are: {names}; {faults}") from error
 
 
 def _seconds(value: Any, where: str) -> float:

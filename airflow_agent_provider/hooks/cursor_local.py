@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import re
+import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from dataclasses import dataclass, field
@@ -120,6 +121,7 @@ class CursorSession(LocalSession):
         self._client: AsyncClient | None = None
         self._conversation: AsyncAgent | None = None
         self._run: AsyncRun | None = None
+        self._launching: asyncio.Task[AsyncBridge] | None = None
         self._listening: asyncio.Task[None] | None = None
         #: The last that the bridge said, for the user where it ends.
         self._words = b""
@@ -142,9 +144,11 @@ class CursorSession(LocalSession):
                     "write; set [agents] sandbox = required"
                 )
             box.write_wrapper(self._environment())
-            self._loop.run(self._start_program(), self._patience(), "starting Cursor")
+            seconds = self._patience()
+            self._loop.run(self._start_program(), seconds, "starting Cursor")
+            seconds = self._patience()
             self._conversation = self._loop.run(
-                self._open_conversation(), self._patience(), "opening the session"
+                self._open_conversation(), seconds, "opening the session"
             )
 
     @property
@@ -208,6 +212,8 @@ class CursorSession(LocalSession):
         finally:
             if self._box is not None:
                 self._box.kill()
+            with contextlib.suppress(Exception):
+                self._loop.run(self._hear_out(), _CLOSE_SECONDS, "hearing Cursor out")
             self._loop.close()
 
     def _upstream(self, token: backend.AccessToken) -> Upstream:
@@ -236,18 +242,13 @@ class CursorSession(LocalSession):
 
     async def _start_program(self) -> None:
         import httpx
-        from cursor_sdk.asyncio import AsyncBridge, AsyncClient
+        from cursor_sdk.asyncio import AsyncClient
 
-        inlet = self.box.inlet
-        bridge = await AsyncBridge.launch(
-            [self.box.wrapper],
-            workspace=self._task.workspace,
-            state_root=self._task.home / "cursor" / "state",
-            port=None if inlet is None else _PORT,
-            timeout=self._patience(),
-        )
-        self._bridge = bridge
+        self._launching = asyncio.create_task(self._launch())
+        # Apart, since a launch that is broken off would leave its process to nobody.
+        bridge = self._bridge = await asyncio.shield(self._launching)
         self._listening = asyncio.create_task(self._listen(bridge))
+        inlet = self.box.inlet
         # Whatever proxies the worker has: the bridge is not behind them.
         way = httpx.AsyncHTTPTransport(uds=None if inlet is None else str(inlet))
         self._http = httpx.AsyncClient(transport=way, trust_env=False)
@@ -259,6 +260,22 @@ class CursorSession(LocalSession):
             # Without it no run can be cancelled. There is no fallback: the key is always given.
             allow_api_key_env_fallback=True,
         )
+
+    async def _launch(self) -> AsyncBridge:
+        from cursor_sdk.asyncio import AsyncBridge
+
+        bridge = await AsyncBridge.launch(
+            [self.box.wrapper],
+            workspace=self._task.workspace,
+            state_root=self._task.home / "cursor" / "state",
+            port=None if self.box.inlet is None else _PORT,
+            timeout=self._patience(),
+        )
+        if bridge._tool_callback_server is not None:
+            # For tools made in Python, of which there are none. Its end takes half a second.
+            end = bridge._tool_callback_server.close
+            threading.Thread(target=end, name="cursor callback end", daemon=True).start()
+        return bridge
 
     async def _listen(self, bridge: AsyncBridge) -> None:
         """Read what the bridge says besides: it waits when nobody does."""
@@ -279,15 +296,16 @@ class CursorSession(LocalSession):
     async def _end_bridge(self, bridge: AsyncBridge) -> None:
         # Not by its own ``aclose``, which asks the bridge to end at a port of the worker's, where
         # there may be anybody: the boxed one listens elsewhere.
-        if bridge._tool_callback_server is not None:
-            bridge._tool_callback_server.close()
         process = bridge.process
         if process is not None:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
             await process.wait()
-            if self._listening is not None:
-                await self._listening
+
+    async def _hear_out(self) -> None:
+        """Wait for the end of what the bridge says, which whatever it started may keep open."""
+        left = [task for task in (self._launching, self._listening) if task is not None]
+        await asyncio.gather(*left, return_exceptions=True)
 
     async def _open_conversation(self) -> AsyncAgent:
         assert self._client is not None

@@ -21,6 +21,7 @@ from airflow_agent_provider.sandbox.box import Box, Program, open_box
 from airflow_agent_provider.sandbox.door import Upstream
 
 Event = TypeVar("Event")
+Session = TypeVar("Session", bound="LocalSession")
 
 #: Seconds for an agent's program to start, to open a session and to begin a turn, each.
 START_SECONDS = 60.0
@@ -48,6 +49,11 @@ class LocalSession(AgentSession):
         self._box: Box | None = None
 
     @property
+    def task(self) -> AgentTask:
+        """What the agent is asked to do."""
+        return self._task
+
+    @property
     def box(self) -> Box:
         """The box, once it is open."""
         if self._box is None:
@@ -58,6 +64,13 @@ class LocalSession(AgentSession):
     def boxed(self) -> bool:
         """Whether the program runs inside the box."""
         return self.box.boxed
+
+    @abstractmethod
+    def open(self) -> None:
+        """Open the box, start the program in it, and open the conversation.
+
+        :raises AgentFailure: if one of these cannot be.
+        """
 
     def close(self) -> None:
         """End the program, whatever it started, and its box, within seconds."""
@@ -179,6 +192,21 @@ class LocalSession(AgentSession):
         if self._task.limits.remaining <= 0:
             return TimedOut(f"the attempt's timeout of {self._task.limits.timeout:g} s is over")
         return Stalled(f"{self.title} does not answer: {error}")
+
+
+def opened(session: Session) -> Session:
+    """Open a session and return it; one that cannot be opened is closed again.
+
+    :raises AgentFailure: if it cannot be opened.
+    """
+    if not session.task.workspace.is_dir():
+        raise AgentFailed(f"the workspace {session.task.workspace} is not there")
+    try:
+        session.open()
+    except BaseException:
+        session.close()
+        raise
+    return session
 
 
 def unclassified(title: str, error: BaseException) -> AgentFailed:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+import httpx
 from pydantic import BaseModel, ValidationError
 
 from airflow_agent_provider.agents.failures import AuthenticationFailed, InvalidDefinition
@@ -14,6 +15,9 @@ from airflow_agent_provider.hooks.agent import AgentHook
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
+
+#: Seconds that a connection's test waits for the vendor.
+_TEST_SECONDS = 10.0
 
 Options = TypeVar("Options", bound=BaseModel)
 
@@ -82,6 +86,22 @@ def read_options(model: type[Options], title: str, values: Mapping[str, Any]) ->
         )
         names = ", ".join(model.model_fields)
         raise InvalidDefinition(f"{title}'s options are: {names}; {faults}") from error
+
+
+def ask_for_models(base: str, url: str, headers: Mapping[str, str]) -> tuple[bool, str]:
+    """Ask a model's API for its models; return whether it accepts the key, and a line on it.
+
+    :param base: the API's base URL, for the line.
+    :param url: where it lists its models.
+    :param headers: the key, as the API wants it.
+    """
+    try:
+        answer = httpx.get(url, headers=dict(headers), timeout=_TEST_SECONDS)
+    except httpx.HTTPError as error:
+        return False, f"{base} cannot be reached: {error}"
+    if answer.is_success:
+        return True, f"{base} accepts the key"
+    return False, f"{base} answers HTTP {answer.status_code}: {answer.text[:500]}"
 
 
 def refused_key(vendor: Vendor, raw: str | None) -> AuthenticationFailed:

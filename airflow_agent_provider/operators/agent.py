@@ -177,17 +177,6 @@ class AgentOperator(BaseOperator):
         )
         return [first, *others]
 
-    def is_hosted(self, choice: AgentChoice, repository: str) -> bool:
-        """Return whether an agent works at its vendor: where it can, unless that has no sense.
-
-        :param choice: the agent; ``hosted`` among its options decides.
-        :param repository: URL of the run's repository; without one, only a local agent can work.
-        """
-        can = AGENTS[choice.agent].capabilities
-        if not (can.hosted and can.local):
-            return can.hosted
-        return bool(choice.options.get("hosted", repository))
-
     def render_template_fields(
         self, context: Context, jinja_env: jinja2.Environment | None = None
     ) -> None:

@@ -47,6 +47,7 @@ from airflow_agent_provider.agents.identity import AttemptKey, StepKey
 from airflow_agent_provider.agents.outcome import Outcome
 from airflow_agent_provider.agents.prices import Prices, load_prices
 from airflow_agent_provider.agents.processes import end_at_home
+from airflow_agent_provider.hooks.agent import get_agent_hook
 from airflow_agent_provider.hooks.artifacts import open_store
 from airflow_agent_provider.hooks.lease import Lease
 from airflow_agent_provider.operators.budget import Budget, Ledger
@@ -306,13 +307,14 @@ class Attempt:
         self._agent = self._agent_for(choice)
 
     def _agent_for(self, choice: AgentChoice) -> AgentWork:
-        if self.operator.is_hosted(choice, self.inputs.repository.url):
+        hook = get_agent_hook(choice.agent, choice.conn_id)
+        if hook.runs_hosted(choice.options, self.inputs.repository.url):
             from airflow_agent_provider.operators.hosted import HostedWork
 
-            return HostedWork(self, choice)
+            return HostedWork(self, choice, hook)
         from airflow_agent_provider.operators.local import LocalWork
 
-        return LocalWork(self, choice)
+        return LocalWork(self, choice, hook)
 
     def _begin_with_the_one_that_began(self) -> None:
         """Go on with the agent whose conversation the checkpoint holds, if it can go on."""
@@ -391,7 +393,10 @@ class Attempt:
         if checkpoint and checkpoint.commit:
             bundle = self.inputs.fetch(checkpoint.bundle, self.scratch / "checkpoint.bundle")
             kept = Upstream(self.key.step.step_id, checkpoint.commit, bundle)
-        self._workspace = self.inputs.workspace(self.key, self.scratch, kept)
+        if self._workspace is not None:
+            self._workspace.close()
+        workspace = self.inputs.workspace(self.key, self.scratch, kept)
+        self._workspace = self._resources.enter_context(workspace)
 
     def _find_checkpoint(self) -> Checkpoint | None:
         found = read_checkpoint(self.context["task_state_store"].get(CHECKPOINT))

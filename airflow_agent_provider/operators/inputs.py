@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_agent_provider.agents.contract import Access
+from airflow_agent_provider.agents.contract import Access, Sandbox
 from airflow_agent_provider.agents.failures import InvalidDefinition
 from airflow_agent_provider.agents.identity import AttemptKey, StepKey
 from airflow_agent_provider.agents.prompt_names import prompt_file, prompt_url
@@ -19,6 +20,9 @@ from airflow_agent_provider.operators.judge import Rules
 from airflow_agent_provider.operators.steps import Steps
 from airflow_agent_provider.prompts.contract import StepContract
 from airflow_agent_provider.prompts.render import Prompt, Renderer
+from airflow_agent_provider.sandbox.box import works
+from airflow_agent_provider.sandbox.git_box import GitBox
+from airflow_agent_provider.workspace.git import PLAIN, GitRunner, GitRunners
 from airflow_agent_provider.workspace.repository import Repository, resolve_base
 from airflow_agent_provider.workspace.workspace import Upstream, Workspace
 
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
 
     from airflow_agent_provider.operators.agent import AgentOperator
     from airflow_agent_provider.settings import Settings
+
+_log = logging.getLogger(__name__)
 
 
 class StepInputs:
@@ -94,6 +100,7 @@ class StepInputs:
             base=self.base,
             upstreams=self._upstreams(scratch),
             checkpoint=kept,
+            runners=git_runners(self._settings.confinement.sandbox),
         )
 
     def _upstreams(self, scratch: Path) -> list[Upstream]:
@@ -228,6 +235,24 @@ class StepInputs:
             dag_id=step.dag_id, task_ids=[step_id], run_ids=[step.run_id]
         )
         return str(states.get(step.run_id, {}).get(step_id) or "not run")
+
+
+def git_runners(sandbox: Sandbox) -> GitRunners | None:
+    """Return what makes the boxes that our own git runs in; None where it runs beside this process.
+
+    :param sandbox: whether there are boxes. Where they do not work, git runs without, whatever the
+        agents then do: a hosted agent needs none on this worker.
+    """
+    return None if sandbox is Sandbox.OFF else _git_runner
+
+
+def _git_runner(writable: Sequence[Path], readable: Sequence[Path]) -> GitRunner:
+    box = GitBox(writable, readable)
+    # A box that fails although boxes work here is a failure of its first command.
+    if box.starts() or works():
+        return box
+    _log.warning("Our own git runs without a box: the sandbox does not work on this worker")
+    return PLAIN
 
 
 def _searchpath(value: Any) -> list[str]:

@@ -25,7 +25,7 @@ from airflow_agent_provider.agents.failures import (
     TimedOut,
 )
 from airflow_agent_provider.agents.registry import AGENTS
-from airflow_agent_provider.hooks.agent import LocalAgentHook
+from airflow_agent_provider.hooks.agent import AgentHook, LocalAgentHook
 from airflow_agent_provider.operators.record import redact
 from airflow_agent_provider.operators.repair import WRAP_UP, can_repair, repair_prompt
 from airflow_agent_provider.operators.transcript import Transcript
@@ -49,12 +49,13 @@ class LocalWork(AgentWork):
 
     :param attempt: the attempt that it is part of.
     :param choice: which agent, and how.
+    :param hook: the agent's hook.
     """
 
     hosted: ClassVar[bool] = False
 
-    def __init__(self, attempt: Attempt, choice: AgentChoice) -> None:
-        super().__init__(attempt, choice)
+    def __init__(self, attempt: Attempt, choice: AgentChoice, hook: AgentHook) -> None:
+        super().__init__(attempt, choice, hook)
         self.log = attempt.log
         self._session: AgentSession | None = None
         self._lost: Interrupted | None = None
@@ -163,7 +164,8 @@ class LocalWork(AgentWork):
 
     def _reminder(self, session: AgentSession) -> _Reminder:
         limits = self.attempt.limits
-        can = AGENTS[self.choice.agent].capabilities.interrupt and not self._wrapped_up
+        able = AGENTS[self.choice.agent].able(self.choice.options)
+        can = able.interrupt and not self._wrapped_up
         left = limits.remaining - (1 - WRAP_UP_SHARE) * limits.timeout
         return _Reminder(session, left if can else None)
 

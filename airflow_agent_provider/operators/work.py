@@ -6,16 +6,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_agent_provider.agents.failures import Interrupted
 from airflow_agent_provider.agents.registry import AGENTS
-from airflow_agent_provider.hooks.agent import AgentHook, get_agent_hook
 
 if TYPE_CHECKING:
     from airflow_agent_provider.agents.contract import AgentResult
+    from airflow_agent_provider.hooks.agent import AgentHook
     from airflow_agent_provider.operators.attempt import Attempt
     from airflow_agent_provider.operators.judge import Verdict
 
@@ -58,19 +57,16 @@ class AgentWork(ABC):
 
     :param attempt: the attempt that it is part of.
     :param choice: which agent, and how.
+    :param hook: the agent's hook.
     """
 
     #: Whether the agent works at its vendor, on a clone of its own.
     hosted: ClassVar[bool]
 
-    def __init__(self, attempt: Attempt, choice: AgentChoice) -> None:
+    def __init__(self, attempt: Attempt, choice: AgentChoice, hook: AgentHook) -> None:
         self.attempt = attempt
         self.choice = choice
-
-    @cached_property
-    def hook(self) -> AgentHook:
-        """The agent's hook."""
-        return get_agent_hook(self.choice.agent, self.choice.conn_id)
+        self.hook = hook
 
     @abstractmethod
     def work(self) -> Work:

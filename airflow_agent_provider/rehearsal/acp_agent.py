@@ -98,12 +98,16 @@ class Sessions:
 class Agent:
     """The agent, as the library calls it.
 
-    :param sessions: where sessions are kept.
+    :param sessions: where sessions are kept; None keeps none.
     :param played: what it plays instead of asking its model.
+    :param terse: whether it tells its model's errors without their cause, as some agents do.
     """
 
-    def __init__(self, sessions: Sessions, played: Played | None = None) -> None:
+    def __init__(
+        self, sessions: Sessions | None, played: Played | None = None, *, terse: bool = False
+    ) -> None:
         self._sessions = sessions
+        self._terse = terse
         self._played = played
         self._client: Any = None
         self._open: dict[str, Conversation] = {}
@@ -121,7 +125,7 @@ class Agent:
 
         return InitializeResponse(
             protocol_version=protocol_version,
-            agent_capabilities=AgentCapabilities(load_session=True),
+            agent_capabilities=AgentCapabilities(load_session=self._sessions is not None),
             agent_info=Implementation(name="rehearsal", version="1"),
         )
 
@@ -138,7 +142,7 @@ class Agent:
         from acp import RequestError
         from acp.schema import LoadSessionResponse
 
-        conversation = self._sessions.load(session_id)
+        conversation = self._sessions.load(session_id) if self._sessions else None
         if conversation is None:
             raise RequestError.resource_not_found(session_id)
         conversation.folder = cwd
@@ -202,10 +206,10 @@ class Agent:
         _mend(conversation.messages)
         conversation.messages.append({"role": "user", "content": text})
         while True:
-            self._sessions.save(conversation)
-            message = await _ask(conversation)
+            self._save(conversation)
+            message = await self._ask(conversation)
             conversation.messages.append(message)
-            self._sessions.save(conversation)
+            self._save(conversation)
             if message.get("content"):
                 chunk = acp.update_agent_message_text(message["content"])
                 await self._client.session_update(conversation.id, chunk)
@@ -216,6 +220,20 @@ class Agent:
                 conversation.messages.append(
                     {"role": "tool", "tool_call_id": call["id"], "content": result}
                 )
+
+    def _save(self, conversation: Conversation) -> None:
+        if self._sessions is not None:
+            self._sessions.save(conversation)
+
+    async def _ask(self, conversation: Conversation) -> dict[str, Any]:
+        from acp import RequestError
+
+        try:
+            return await _answer(conversation)
+        except _ModelError as error:
+            raise RequestError.internal_error(
+                None if self._terse else {"details": str(error)}
+            ) from error
 
     async def _call(self, conversation: Conversation, call_id: str, call: Mapping[str, Any]) -> str:
         """Do what the model asks for; return what it is told of that."""
@@ -361,10 +379,12 @@ def _mend(messages: list[dict[str, Any]]) -> None:
                 messages.append(lost)
 
 
-async def _ask(conversation: Conversation) -> dict[str, Any]:
-    """Return the model's next message."""
-    from acp import RequestError
+class _ModelError(Exception):
+    """The model gave no answer."""
 
+
+async def _answer(conversation: Conversation) -> dict[str, Any]:
+    """Return the model's next message."""
     about = f"You are an agent of a rehearsal.\nWorking directory: {conversation.folder}"
     body = {
         "model": os.environ.get("OPENAI_MODEL", "rehearsal"),
@@ -377,10 +397,10 @@ async def _ask(conversation: Conversation) -> dict[str, Any]:
         async with httpx.AsyncClient(timeout=_MODEL_SECONDS) as client:
             answer = await client.post(url, json=body, headers=headers)
     except httpx.HTTPError as error:
-        raise RequestError.internal_error({"details": f"network error: {error!r}"}) from error
+        raise _ModelError(f"network error: {error!r}") from error
     if not answer.is_success:
         # As real agents have it: the status is told in words, if at all.
-        raise RequestError.internal_error({"details": f"{answer.status_code} {answer.text}"})
+        raise _ModelError(f"{answer.status_code} {answer.text}")
     values = answer.json()
     conversation.spend(values["usage"])
     message: dict[str, Any] = values["choices"][0]["message"]
@@ -401,10 +421,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--sessions", type=Path, default=Path.home() / "sessions", help="where sessions are kept"
     )
+    parser.add_argument("--forgets", action="store_true", help="keep no sessions")
+    parser.add_argument("--terse", action="store_true", help="tell errors without their cause")
     parser.add_argument("--script", type=Path, help="JSON file with the turns to play")
     options = parser.parse_args(arguments)
     played = None if options.script is None else Played(json.loads(options.script.read_text()))
-    agent = Agent(Sessions(options.sessions), played)
+    sessions = None if options.forgets else Sessions(options.sessions)
+    agent = Agent(sessions, played, terse=options.terse)
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(acp.run_agent(agent))  # type: ignore[arg-type]
     return 0

@@ -7,6 +7,10 @@ on time; and error texts without credentials. Our git directories lie outside th
 attributes come from the agent: a filter, textconv or merge driver that ``.gitattributes`` of the
 tree names is defined nowhere and hence does not run.
 
+Where it runs is up to a :class:`GitRunner`: beside this process, or in a box of the sandbox, which
+holds what none of the above can: a fault of git's own, or a way to a program that nobody thought
+of. Calls that need credentials never go into the box.
+
 Left to the box of the sandbox: an agent that runs as the worker's own user can write to any file of
 that user, our git directories included.
 """
@@ -21,6 +25,7 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 #: Seconds for a git command that works on local disk.
 LOCAL_TIMEOUT = 600.0
@@ -108,6 +113,83 @@ class GitError(Exception):
         return self.returncode is None
 
 
+class GitRunner(Protocol):
+    """Runs git, somewhere."""
+
+    def run(
+        self,
+        command: Sequence[str],
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+        stdin: bytes,
+        timeout: float,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a command and return what it gave.
+
+        :param command: git and its arguments.
+        :param cwd: the folder to run in.
+        :param env: its variables, beside those that any program needs.
+        :param stdin: what it reads.
+        :param timeout: seconds; then it is ended, with its children.
+        :raises subprocess.TimeoutExpired: if it takes longer.
+        :raises OSError: if it cannot be run.
+        """
+
+    def close(self) -> None:
+        """End whatever runs; the next command starts anew. Harmless a second time."""
+
+
+class GitRunners(Protocol):
+    """Makes a runner for one workspace."""
+
+    def __call__(self, writable: Sequence[Path], readable: Sequence[Path]) -> GitRunner:
+        """Return the runner.
+
+        :param writable: the folders that git may write.
+        :param readable: what in them, or beside them, it may only read.
+        """
+
+
+class PlainRunner:
+    """Runs git beside this process, with what it and ssh may need of the worker's environment."""
+
+    def run(
+        self,
+        command: Sequence[str],
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+        stdin: bytes,
+        timeout: float,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a command; see :meth:`GitRunner.run`."""
+        inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env={**inherited, **env},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            # Its own group, so that git's helpers end with it; and no terminal to ask at.
+            start_new_session=True,
+        )
+        try:
+            out, err = process.communicate(stdin, timeout=timeout)
+        except BaseException:
+            _end(process)
+            raise
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    def close(self) -> None:
+        """Do nothing: each command ends by itself."""
+
+
+#: Runs git beside this process.
+PLAIN = PlainRunner()
+
+
 @dataclass(frozen=True)
 class Git:
     """One git directory, and the working tree that goes with it.
@@ -116,12 +198,14 @@ class Git:
     :param work_tree: the working tree; None for commands that need none.
     :param env: more environment, as the credentials of network calls.
     :param timeout: seconds that a command may take.
+    :param runner: what runs the commands.
     """
 
     git_dir: Path
     work_tree: Path | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     timeout: float = LOCAL_TIMEOUT
+    runner: GitRunner = field(default=PLAIN, compare=False, repr=False)
 
     def having(self, *, env: Mapping[str, str], timeout: float | None = None) -> Git:
         """Return the same with more environment, and another timeout in seconds if given."""
@@ -151,6 +235,7 @@ class Git:
             stdin=stdin,
             timeout=self.timeout,
             accept=accept,
+            runner=self.runner,
         )
 
     def line(self, *args: str, stdin: bytes = b"") -> str:
@@ -193,6 +278,7 @@ def run_git(
     stdin: bytes = b"",
     timeout: float = LOCAL_TIMEOUT,
     accept: Sequence[int] = (0,),
+    runner: GitRunner = PLAIN,
 ) -> subprocess.CompletedProcess[bytes]:
     """Run git with the settings of this module.
 
@@ -202,37 +288,31 @@ def run_git(
     :param stdin: what the command reads.
     :param timeout: seconds; then the command and its children are ended.
     :param accept: the exit codes that are no failure.
+    :param runner: what runs it.
     :raises GitError: if it fails, takes too long or cannot be started.
     """
     extra = dict(env or {})
     settings = [word for setting in _SETTINGS for word in ("-c", setting)]
     try:
-        process = subprocess.Popen(
+        done = runner.run(
             ["git", *settings, *args],
             cwd=cwd,
-            env=_environment(extra),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            # Its own group, so that git's helpers end with it; and no terminal to ask at.
-            start_new_session=True,
+            env={**_FIXED, **extra},
+            stdin=stdin,
+            timeout=timeout,
         )
     except FileNotFoundError as error:
         missing = "the folder " + str(cwd) if not cwd.is_dir() else "the program git"
         raise GitError(f"git {args[0]}: {missing} does not exist", returncode=127) from error
-    try:
-        out, err = process.communicate(stdin, timeout=timeout)
     except subprocess.TimeoutExpired:
-        _end(process)
         raise GitError(f"git {args[0]} did not end within {timeout:g} s") from None
-    except BaseException:
-        _end(process)
-        raise
-    text = redact(err.decode(errors="replace").strip(), extra)
-    if process.returncode not in accept:
-        reason = f"git {args[0]}: {_essence(text) or f'exit code {process.returncode}'}"
-        raise GitError(reason, stderr=text, returncode=process.returncode)
-    return subprocess.CompletedProcess(args, process.returncode, out, err)
+    except OSError as error:
+        raise GitError(f"git {args[0]}: {error}", returncode=126) from error
+    text = redact(done.stderr.decode(errors="replace").strip(), extra)
+    if done.returncode not in accept:
+        reason = f"git {args[0]}: {_essence(text) or f'exit code {done.returncode}'}"
+        raise GitError(reason, stderr=text, returncode=done.returncode)
+    return done
 
 
 def redact(text: str, env: Mapping[str, str] | None = None) -> str:
@@ -241,11 +321,6 @@ def redact(text: str, env: Mapping[str, str] | None = None) -> str:
         if value and _SECRET_NAME.search(name):
             text = text.replace(value, "***")
     return _URL_CREDENTIALS.sub("***@", text)
-
-
-def _environment(extra: Mapping[str, str]) -> dict[str, str]:
-    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-    return {**inherited, **_FIXED, **extra}
 
 
 def _essence(stderr: str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from airflow_agent_provider.agents.failures import PolicyViolation
 from airflow_agent_provider.workspace.git import Git, GitError, join_names
+from airflow_agent_provider.workspace.guard import append_file
 
 _TRIES = 6
 _PAUSE = 0.05
@@ -106,10 +107,7 @@ class Stage:
                 for name in new
                 if "\n" not in name
             )
-            info = self._git.git_dir / "info"
-            info.mkdir(exist_ok=True)
-            with (info / "exclude").open("ab") as file:
-                file.write(patterns)
+            append_file(self._git.git_dir / "info" / "exclude", patterns)
             return patterns
 
     def remove_program_folders(self) -> None:

@@ -8,6 +8,11 @@ agent does to ``.git`` (hooks, filters, configuration, a ``commondir``, another 
 place) has no effect on us. What follows from files is held as well: links are not followed, nested
 repositories are refused, and submodules are neither followed nor entered.
 
+Our own commands run where a :class:`~airflow_agent_provider.workspace.git.GitRunner` runs them: in
+a box that sees the tree, our git directory and the borrowed objects, and nothing else. Calls to the
+repository need credentials and run outside, on our git directory alone, after the box has ended and
+the directory was seen to be what we made of it.
+
 Left to the box of the sandbox, since an unboxed agent is the worker's own user: that it writes to
 our git directory, to a mirror or to another workspace; that it fills the disk; that a process which
 outlives its attempt goes on writing. Files that git-lfs manages stay pointers, as no filter runs.
@@ -17,9 +22,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from airflow_agent_provider.agents.failures import (
@@ -29,10 +33,11 @@ from airflow_agent_provider.agents.failures import (
 )
 from airflow_agent_provider.agents.identity import AttemptKey
 from airflow_agent_provider.workspace.cleanup import discard, step_folder
-from airflow_agent_provider.workspace.git import Git, GitError, run_git
+from airflow_agent_provider.workspace.git import PLAIN, Git, GitError, GitRunners, run_git
+from airflow_agent_provider.workspace.guard import GitGuard, copy_file
 from airflow_agent_provider.workspace.merge import Side, merge
 from airflow_agent_provider.workspace.output import read_beneath
-from airflow_agent_provider.workspace.remote import QUERY_TIMEOUT
+from airflow_agent_provider.workspace.remote import QUERY_TIMEOUT, TRANSFER_TIMEOUT
 from airflow_agent_provider.workspace.repository import (
     IDENTITY,
     Mirror,
@@ -69,7 +74,8 @@ class Upstream:
 class Workspace:
     """The git working tree that one attempt of a step works in; made by :meth:`prepare`.
 
-    One thread at a time may commit, while any process edits the tree.
+    One thread at a time may commit, while any process edits the tree. A context manager: leaving it
+    ends what runs our git, and keeps the files.
 
     :ivar path: the working tree, the same path on every worker.
     :ivar home: the agent's session home, empty at first, readable for the worker's user alone.
@@ -85,6 +91,7 @@ class Workspace:
     #: The tree object of the last step's commit.
     _judged_tree: str
     _mirror_objects: Path
+    _guard: GitGuard
 
     def __init__(
         self, folder: Path, attempt: AttemptKey, repository: Repository, base: str
@@ -107,6 +114,7 @@ class Workspace:
         base: str,
         upstreams: Sequence[Upstream] = (),
         checkpoint: Upstream | None = None,
+        runners: GitRunners | None = None,
     ) -> Workspace:
         """Make the workspace anew, whatever an earlier attempt left in its place.
 
@@ -116,6 +124,7 @@ class Workspace:
         :param base: the run's base commit, as :func:`resolve_base` returned it once per run.
         :param upstreams: the steps that this one continues.
         :param checkpoint: the work of an earlier attempt that this one continues.
+        :param runners: makes what runs our own git; None runs it beside this process.
         :raises MergeConflict: if the upstreams' work does not go together.
         :raises InvalidDefinition: if the repository does not have the base.
         :raises AgentFailure: if the repository is needed and cannot be used.
@@ -128,9 +137,24 @@ class Workspace:
             workspace = cls(folder, attempt, repository, mirror.ensure(base))
             workspace._mirror_objects = mirror.objects
             workspace._make_folders(mirror.objects)
-            workspace._receive(upstreams, checkpoint)
-            workspace._fill(checkpoint.commit if checkpoint else workspace.start)
+            try:
+                workspace._enter(runners)
+                workspace._receive(upstreams, checkpoint)
+                workspace._fill(checkpoint.commit if checkpoint else workspace.start)
+            except BaseException:
+                workspace.close()
+                raise
         return workspace
+
+    def close(self) -> None:
+        """End what runs our git; harmless a second time, and the next command starts it again."""
+        self._git.runner.close()
+
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def checkpoint(self, trailers: Mapping[str, str], note: str) -> str | None:
         """Commit what the tree holds now to the attempt's ref; None if nothing has changed.
@@ -201,11 +225,15 @@ class Workspace:
         if commit == self.base:
             return False
         part = to.with_name(f"{to.name}.part")
+        # Where git can write it.
+        made = self._git.git_dir / "made.bundle"
         with _local_failures():
             to.parent.mkdir(parents=True, exist_ok=True)
             self._git.run(
-                "bundle", "create", "--quiet", str(part), self._ref(commit), f"^{self.base}"
+                "bundle", "create", "--quiet", str(made), self._ref(commit), f"^{self.base}"
             )
+            copy_file(made, part)
+            made.unlink()
         part.replace(to)
         return True
 
@@ -241,6 +269,8 @@ class Workspace:
     def adopt(self, commit: str) -> None:
         """Make the tree that of ``commit``, as a hosted agent left it; what was in it is lost."""
         with _local_failures():
+            # What runs our git sees this folder, and not what comes in its place.
+            self.close()
             discard(self.path)
             self.path.mkdir()
             self._fill(commit)
@@ -296,6 +326,24 @@ class Workspace:
         run_git(["init", "--quiet", "--bare", "--template=", str(git_dir)], cwd=self.path)
         _borrow(git_dir, objects)
         self._git.run("update-ref", "refs/agents/base", self.base)
+        self._guard = GitGuard(git_dir)
+
+    def _enter(self, runners: GitRunners | None) -> None:
+        """Let our git run where ``runners`` says, now that all that it may see is there."""
+        if runners is not None:
+            git_dir = self._git.git_dir
+            runner = runners([self.path, git_dir], [git_dir / "config", self._mirror_objects])
+            self._git = replace(self._git, runner=runner)
+
+    @contextlib.contextmanager
+    def _remote(self, timeout: float = TRANSFER_TIMEOUT) -> Iterator[Git]:
+        """Yield our git for calls to the repository, with its credentials."""
+        with _local_failures():
+            # Nothing that an agent prepared runs any more when we look, and after.
+            self.close()
+            self._guard.check()
+        with self.repository.remote(replace(self._git, runner=PLAIN), timeout) as git:
+            yield git
 
     def _receive(self, upstreams: Sequence[Upstream], checkpoint: Upstream | None) -> None:
         for count, work in enumerate([*upstreams, *([checkpoint] if checkpoint else [])]):
@@ -311,16 +359,23 @@ class Workspace:
             self.start = merge(self._git, sides)
 
     def _unbundle(self, work: Upstream, count: int) -> None:
+        # Where git can read it.
+        here = self._git.git_dir / "received.bundle"
         try:
+            assert work.bundle is not None
+            copy_file(work.bundle, here)
             self._git.run(
                 "fetch", "--quiet", "--no-tags", "--no-write-fetch-head",
-                str(work.bundle), f"+refs/*:refs/agents/received/{count}/*",
+                str(here), f"+refs/*:refs/agents/received/{count}/*",
             )  # fmt: skip
-        except GitError as error:
+        except (GitError, OSError) as error:
+            told = error.reason if isinstance(error, GitError) else str(error)
             raise AgentFailed(
-                f"the checkpoint of step {work.step_id!r} cannot be read: {error.reason}",
-                raw=error.stderr,
+                f"the checkpoint of step {work.step_id!r} cannot be read: {told}",
+                raw=error.stderr if isinstance(error, GitError) else None,
             ) from error
+        finally:
+            here.unlink(missing_ok=True)
 
     def _fill(self, commit: str) -> None:
         self._stage = Stage(self._git, self.path)
@@ -332,15 +387,16 @@ class Workspace:
     def _make_agent_repository(self, commit: str) -> None:
         """Make the ``.git`` that the agent sees: on the run's branch, at the step's start."""
         git_dir = self.path / ".git"
-        run_git(["init", "--quiet", "--template=", str(self.path)], cwd=self.path)
+        runner = self._git.runner
+        run_git(["init", "--quiet", "--template=", str(self.path)], cwd=self.path, runner=runner)
         _borrow(git_dir, self._git.git_dir / "objects")
-        agent = Git(git_dir, work_tree=self.path)
+        agent = Git(git_dir, work_tree=self.path, runner=runner)
         with (git_dir / "config").open("a") as config:
             config.write(f"[user]\n\tname = {IDENTITY[0]}\n\temail = {IDENTITY[1]}\n")
         agent.run("update-ref", self._branch_ref, self.start)
         agent.run("symbolic-ref", "HEAD", self._branch_ref)
         # With the index come the files' times, so that the agent's first status reads no file.
-        shutil.copyfile(self._stage.index, git_dir / "index")
+        copy_file(self._stage.index, git_dir / "index")
         if commit != self.start:
             agent.run("read-tree", "-m", self.start)
 
@@ -364,7 +420,7 @@ class Workspace:
         self._need_remote()
         ref = f"refs/heads/{branch}"
         here = "refs/agents/fetched"
-        with self.repository.remote(self._git) as git:
+        with self._remote() as git:
             if not is_ref(git, ref):
                 raise AgentFailed(f"{branch!r} is no name of a branch")
             try:
@@ -380,7 +436,7 @@ class Workspace:
 
     def _remote_tip(self, branch: str) -> str | None:
         ref = f"refs/heads/{branch}"
-        with self.repository.remote(self._git, QUERY_TIMEOUT) as git:
+        with self._remote(QUERY_TIMEOUT) as git:
             listing = git.run("ls-remote", "--heads", "--", self.repository.url, ref)
         for line in listing.decode(errors="replace").splitlines():
             commit, _, name = line.partition("\t")
@@ -417,7 +473,7 @@ class Workspace:
     def _push_once(self, commit: str, branch: str, there: str | None) -> bool:
         """Push; return False if the branch is no longer where it was seen."""
         ref = f"refs/heads/{branch}"
-        with self.repository.remote(self._git) as git:
+        with self._remote() as git:
             try:
                 git.run(
                     "push", "--quiet", "--no-verify", f"--force-with-lease={ref}:{there or ''}",

@@ -6,9 +6,9 @@ import json
 import secrets
 from typing import Any
 
-#: The model whose tools the scripted model server speaks, of each vendor.
+#: The models whose tools the scripted model server speaks: of OpenAI, and of Anthropic.
 MODEL = "gpt-5.5"
-_CLAUDE_MODEL = "claude-sonnet-5"
+CLAUDE_MODEL = "claude-sonnet-5"
 #: Seconds between two looks at a hosted run, and looks per minute: the stand-in grants more than
 #: the vendor does.
 _POLLING = {"poll_interval": 0.5, "requests_per_minute": 6000}
@@ -23,9 +23,9 @@ def rehearsal_connections(model_url: str, cursor_url: str) -> dict[str, str]:
     values: dict[str, tuple[str, dict[str, Any]]] = {
         "codex": (f"{model_url}/v1", {"model": MODEL}),
         "copilot": (f"{model_url}/v1", {"model": MODEL}),
-        "claude": (model_url, {"model": _CLAUDE_MODEL}),
+        "claude": (model_url, {"model": CLAUDE_MODEL}),
         "acp": (f"{model_url}/v1", {"preset": "qwen", "model": MODEL}),
-        "cursor": (cursor_url, _POLLING),
+        "cursor": (cursor_url, {"model": "composer", **_POLLING}),
     }
     return {f"{name}_default": _connection(name, *value) for name, value in values.items()}
 

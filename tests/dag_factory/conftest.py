@@ -22,6 +22,7 @@ if "airflow" not in sys.modules:
 def mute(monkeypatch: pytest.MonkeyPatch) -> AgentSpec:
     """Add an agent to the registry that works, and can do nothing else."""
     spec = AgentSpec(
+        package="mute-sdk",
         name="mute",
         title="Mute",
         hook="",

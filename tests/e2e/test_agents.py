@@ -38,8 +38,9 @@ def vendors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("agent", [*AGENTS, "{name: cursor, options: {hosted: false}}"])
 def test_the_seed_with_one_agent(bench: Bench, vendors: None, agent: str) -> None:
+    name = agent if agent in AGENTS else "cursor"
     text = re.sub(r"(?m)^    agent: .*$", f"    agent: {agent}", SEED.read_text())
     (bench.dags / SEED.name).write_text(text)
     # The prompts lie beside the folder of definitions.
@@ -57,7 +58,7 @@ def test_the_seed_with_one_agent(bench: Bench, vendors: None, agent: str) -> Non
 
     outcomes = bench.outcomes()
     assert run.state == "success", json.dumps(outcomes, indent=1)
-    assert {step: outcomes[step]["agent"] for step in STEPS} == dict.fromkeys(STEPS, agent)
+    assert {step: outcomes[step]["agent"] for step in STEPS} == dict.fromkeys(STEPS, name)
     assert {outcomes[step]["attempt"] for step in STEPS} == {1}
     branch = outcomes["review"]["branch"]
     subjects = git(remote, "log", "--format=%s", branch).split("\n")[:4]

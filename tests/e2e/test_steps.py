@@ -293,10 +293,41 @@ def test_a_hosted_failure_is_classified(
 
 def test_a_hosted_step_needs_a_repository(bench: Bench, cursor: Start) -> None:
     cursor(script("work: [{say: Done.}]"))
-    assert one_step(bench, CURSOR).test().state == "failed"
+    assert one_step(bench, CURSOR, options={"hosted": True}).test().state == "failed"
     failure = bench.outcomes()["work"]["failure"]
     assert failure["failure_class"] == "InvalidDefinition"
-    assert '--conf \'{"repository"' in failure["reason"]
+    assert "give the workflow a repository" in failure["reason"]
+
+
+def test_without_a_repository_it_works_on_the_worker(bench: Bench, cursor: Start) -> None:
+    cursor(
+        script("work: [{write: {path: made.md, content: here}}, {say: Done.}]"), model="composer"
+    )
+    assert one_step(bench, CURSOR, output_path="made.md").test().state == "success"
+    outcome = bench.outcomes()["work"]
+    assert outcome["boxed"] is True
+    assert outcome["branch"] is None
+
+
+@pytest.mark.parametrize("remote", [True, False], ids=["that must stay here", "without a remote"])
+def test_a_step_of_an_agent_that_is_both_runs_here(
+    bench: Bench, cursor: Start, remote: bool
+) -> None:
+    server = cursor(
+        script("work: [{write: {path: a.txt, content: hello}}, {say: Done.}]"), model="composer-2"
+    )
+    arguments: dict[str, Any] = {}
+    if remote:
+        repository = bench.repository({"README.md": "# Project\n"})
+        arguments = {"repository": str(repository), "options": {"hosted": False}}
+    assert one_step(bench, CURSOR, **arguments).test().state == "success"
+    outcome = bench.outcomes()["work"]
+    assert outcome["session"].startswith("agent-")
+    assert outcome["usage"]["total_tokens"] > 0
+    assert outcome["cost"] is None
+    assert posted(server, "/v1/agents") == []
+    plays = [entry["action"] for entry in server.requests if "action" in entry]
+    assert plays == ["write", "say"]
 
 
 def posted(server: CursorServer, path: str) -> list[Any]:

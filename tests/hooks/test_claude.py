@@ -23,6 +23,7 @@ from airflow_agent_provider.agents.contract import (
     ToolKind,
     ToolStatus,
 )
+from airflow_agent_provider.agents.prices import load_prices
 from airflow_agent_provider.hooks.claude import DEFAULT_URL, ClaudeHook
 from tests.conformance.rigs import PROMPT, Attempt, ClaudeRig, follow
 from tests.conformance.test_agent_hooks import eventually, processes_that_name
@@ -175,7 +176,10 @@ def test_each_turn_has_its_own_schema(rig: ClaudeRig) -> None:
     ]
     assert len({attempt.done.session for attempt in attempts}) == 1
     assert len(requests(server)) == 3
-    assert all(attempt.done.usage.cost for attempt in attempts)
+    # The program was started three times, and each turn costs what its own tokens do.
+    for attempt in attempts:
+        price = load_prices().cost("claude-sonnet-5", attempt.done.usage)
+        assert attempt.done.usage.cost == pytest.approx(price)
 
 
 def test_claude_repeats_a_failed_request_by_itself(rig: ClaudeRig) -> None:
@@ -403,15 +407,18 @@ def test_a_program_that_does_not_start_is_a_failure(rig: ClaudeRig) -> None:
     assert isinstance(rig.attempt(workspace=rig.folder / "nowhere").failure, f.AgentFailed)
 
 
-def test_an_attempt_that_is_over_starts_nothing(rig: ClaudeRig) -> None:
-    rig.rehearse({"say": "x"})
-    failure = rig.attempt(limits=Limits(timeout=0, stall=1)).failure
-    assert isinstance(failure, f.TimedOut)
+@pytest.mark.parametrize("timeout", [0, 0.05, 0.2, 0.4, 0.8])
+def test_an_attempt_whose_time_is_over_at_the_start(rig: ClaudeRig, timeout: float) -> None:
+    from claude_agent_sdk._internal.transport.subprocess_cli import _ACTIVE_CHILDREN
+
+    rig.rehearse({"fail": {"how": "hang", "times": None}})
     began = time.monotonic()
-    failure = rig.attempt(limits=Limits(timeout=0.05, stall=1)).failure
+    failure = rig.attempt(limits=Limits(timeout=timeout, stall=30)).failure
     assert isinstance(failure, f.TimedOut)
     assert time.monotonic() - began < 30
     assert not processes_that_name(str(rig.folder))
+    # Nor does the SDK believe that anything runs.
+    assert not _ACTIVE_CHILDREN
 
 
 def test_the_key_is_in_no_text_of_the_session(rig: ClaudeRig) -> None:

@@ -216,6 +216,13 @@ def test_usage_is_told_by_each_answer_and_settled_at_the_end() -> None:
     assert following.usage.cost == pytest.approx(0.25)
 
 
+def test_a_sum_that_was_begun_anew() -> None:
+    reader = fresh(spent=5.0, price=0.01)
+    read(*answer(spent(100, 0, 0, 7)), ended(total_cost_usd=0.5), reader=reader)
+    assert reader.usage.cost == pytest.approx(0.5)
+    assert reader.spent == 0.5
+
+
 def test_what_was_not_streamed_is_in_the_sum() -> None:
     reader = fresh()
     details = {"output_tokens_details": {"thinking_tokens": 4}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from airflow_agent_provider.agents.contract import (
     Access,
     Confinement,
     EventKind,
+    Limits,
     Network,
     Sandbox,
     Session,
@@ -182,6 +184,18 @@ def test_what_the_session_keeps_open_is_closed(rig: CursorLocalRig) -> None:
     eventually(lambda: {thread.name for thread in threading.enumerate()} == before[1])
     assert this.num_fds() <= before[0] + 2
     assert not [child for child in this.children() if child.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("seconds", [0.1, 0.4, 0.7])
+def test_a_start_that_is_broken_off_leaves_nothing(rig: CursorLocalRig, seconds: float) -> None:
+    rig.rehearse({"say": "one"})
+    before = {thread.name for thread in threading.enumerate()}
+    failure = rig.attempt(limits=Limits(timeout=seconds, stall=30)).failure
+    assert failure is None or isinstance(failure, f.TimedOut)
+    assert not processes_that_name(str(rig.folder))
+    eventually(lambda: {thread.name for thread in threading.enumerate()} == before)
+    gc.collect()
 
 
 def test_only_what_the_model_needs_passes_the_door(rig: CursorLocalRig) -> None:

@@ -123,7 +123,7 @@ class Stage:
             self._search()
         finally:
             if self.workspace is not None:
-                getattr(self.workspace, "close", lambda: None)()
+                self.workspace.close()
         return [*self.found, *self.scene.effects()]
 
     def enter(self, script: str, during: Callable[[Stage], None] | None = None) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from airflow_agent_provider.agents.identity import AttemptKey, StepKey
 from airflow_agent_provider.sandbox.bounds import interpreter_folder
 from airflow_agent_provider.sandbox.door import Upstream
+from airflow_agent_provider.sandbox.git_box import GitBox
 from airflow_agent_provider.workspace.repository import Repository, resolve_base
 from airflow_agent_provider.workspace.workspace import Workspace
 from tests.sandbox.upstream import FakeUpstream
@@ -117,7 +118,11 @@ class Scene:
         """Return a step's workspace, made anew."""
         key = AttemptKey(StepKey("demo", "run", "step"), number)
         return Workspace.prepare(
-            root=self.workers, attempt=key, repository=self.repository, base=self.base
+            root=self.workers,
+            attempt=key,
+            repository=self.repository,
+            base=self.base,
+            runners=GitBox,
         )
 
     # --- what there is to be reached --------------------------------------------------------

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from airflow_agent_provider.agents.identity import AttemptKey, StepKey
+from airflow_agent_provider.workspace.git import GitRunners
 from airflow_agent_provider.workspace.repository import Repository, resolve_base
 from airflow_agent_provider.workspace.workspace import Workspace
 
@@ -84,8 +85,17 @@ def attempt() -> Callable[..., AttemptKey]:
 
 
 @pytest.fixture
-def prepare(origin: Origin, root: Path) -> Callable[..., Workspace]:
+def runners() -> GitRunners | None:
+    """Return what runs our own git: none, so that it runs beside this process."""
+    return None
+
+
+@pytest.fixture
+def prepare(
+    origin: Origin, root: Path, runners: GitRunners | None
+) -> Iterator[Callable[..., Workspace]]:
     """Return a function that prepares a step's workspace on the origin's main branch."""
+    made: list[Workspace] = []
 
     def make(step_id: str = "plan", number: int = 1, **kwargs: object) -> Workspace:
         repository = Repository(str(origin.path))
@@ -93,10 +103,22 @@ def prepare(origin: Origin, root: Path) -> Callable[..., Workspace]:
             "root": root,
             "attempt": attempt_of(step_id, number),
             "repository": repository,
+            "runners": runners,
             **kwargs,
         }
         if "base" not in arguments:
             arguments["base"] = resolve_base(repository, root / "mirrors")
-        return Workspace.prepare(**arguments)  # type: ignore[arg-type]
+        made.append(Workspace.prepare(**arguments))  # type: ignore[arg-type]
+        return made[-1]
 
-    return make
+    yield make
+    for workspace in made:
+        workspace.close()
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Path:
+    """Return a file that programs write which an agent has planted, if they ever run."""
+    folder = tmp_path / "planted"
+    folder.mkdir()
+    return folder / "canary"

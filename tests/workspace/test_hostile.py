@@ -121,13 +121,6 @@ class Agent:
         (bare / "config").write_text(f"[core]\n\tbare = true\n\tfsmonitor = {self.program}\n")
 
 
-@pytest.fixture
-def canary(tmp_path: Path) -> Path:
-    folder = tmp_path / "planted"
-    folder.mkdir()
-    return folder / "canary"
-
-
 @pytest.mark.parametrize(
     "plant",
     [
