@@ -10,6 +10,7 @@ from tests.e2e.soak.driver import soak
 from tests.e2e.soak.kills import Target, plan_kills
 
 
+@pytest.mark.timeout(1200)
 def test_killed_at_random_a_run_ends_as_if_undisturbed(live_airflow: Live) -> None:
     reports = soak(live_airflow, range(8), at_once=4)
     told = summary(reports)

@@ -37,7 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"\n{summary(reports)}\n{time.monotonic() - began:.0f} s in all", flush=True)
     faulty = [report for report in reports if report.faults]
     for report in faulty:
-        print(f"\nTo replay it: make soak SOAK_RUNS=1 SOAK_SEED={report.seed}")
+        print(
+            f"\nTo replay it: make soak SOAK_RUNS=1 SOAK_SEED={report.seed} "
+            f"SOAK_AGENTS={','.join(options.agents)}"
+        )
     return 1 if faulty else 0
 
 

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -171,7 +171,8 @@ class _SoakRun:
         try:
             report.run_id = self._trigger()
             for kill in self._plan():
-                self._do(kill)
+                if not any(self._do(each) for each in (kill, *self._later(kill))):
+                    report.missed.append(kill)
             self._live.api.wait_for_run(*self._run, within=_RUN_WITHIN)
             report.seconds = time.monotonic() - began
             report.faults += self._faults()
@@ -212,12 +213,12 @@ class _SoakRun:
 
     # --- killing ---------------------------------------------------------------------------
 
-    def _do(self, kill: Kill) -> None:
+    def _do(self, kill: Kill) -> bool:
+        """Kill when the moment has come; return False if it came too late."""
         attempt = self._await_moment(kill)
         victim = attempt and self._kill(kill, attempt)
         if not attempt or not victim:
-            self._report.missed.append(kill)
-            return
+            return False
         self._report.killed.append(Killed(kill, attempt["try_number"], time.time()))
         if kill.target.task or not kill.target.agent:
             wait_for(
@@ -225,6 +226,12 @@ class _SoakRun:
                 _GONE_WITHIN,
                 lambda: f"{kill}: the attempt's processes live on: {victim.living()}",
             )
+        return True
+
+    def _later(self, kill: Kill) -> list[Kill]:
+        """Return what a kill becomes if it comes too late for its step: one of the steps after."""
+        following = self._workflow.steps[self._workflow.steps.index(kill.step) + 1 :]
+        return [replace(kill, step=step, line=0) for step in following]
 
     def _await_moment(self, kill: Kill) -> dict[str, Any] | None:
         """Return the attempt that is to be killed, when its time has come; None if it is over."""

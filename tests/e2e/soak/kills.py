@@ -46,7 +46,7 @@ _WEIGHTS = {
 #: How many kills a run gets.
 _COUNTS = (1, 1, 2, 2, 3)
 #: Seconds in which a step has begun, worked and ended, more or less.
-_STEP_SECONDS = 6.0
+_STEP_SECONDS = 5.0
 _AFTER_LINE_SECONDS = 1.0
 
 
