@@ -8,16 +8,18 @@ processes, in three ways:
 - stores: the same, with artifacts in S3 and the mirror in DynamoDB (ministack).
 
 A step's overhead is its task's time, less that of a task that does nothing, less the bare turn's.
-Airflow has run tasks in the process before, so that nothing of its own is cold. The first step of a
-process pays for imports and clients, as every task of a real worker does; the later ones show what
-is left without them. Each figure is the least of several, which other load disturbs least. Memory
-is that of the agent's program and all that it started, in one more turn, so that to watch it costs
-no time.
+Airflow has run tasks in the process before, so that nothing of its own is cold, and what it holds
+is frozen for the garbage collector, as in the workers of Airflow's LocalExecutor: else a collection
+of it all, a third of a second, falls into one figure or another. The first step of a process pays
+for imports and clients, as every task of a real worker does; the later ones show what is left
+without them. Each figure is the least of several, which other load disturbs least. Memory is that
+of the agent's program and all that it started, in one more turn, so that to watch it costs no time.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -162,6 +164,8 @@ def measure(kind: str, name: str, url: str) -> Figures:
     """
     idle = dag_run("bench_idle")
     idles = [idle() for _ in range(4)]
+    gc.collect()
+    gc.freeze()
     work = partial(seconds_of, TURNS[name], url) if kind == "bare" else dag_run("bench_step")
     first = work()
     later: list[float] = []
