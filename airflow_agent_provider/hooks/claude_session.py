@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
 
 #: Seconds for Claude Code to end by itself before it is killed.
 _CLOSE_SECONDS = 5.0
+#: Seconds for the pipes of a program that was killed to be closed.
+_PIPES_SECONDS = 0.1
 #: Bytes of one message. The SDK's own 1 MiB is less than a large file that is written or read.
 _MOST_MESSAGE = 64 * 1024**2
 #: The last lines of Claude Code's standard error that are kept.
@@ -191,9 +194,13 @@ class ClaudeSession(LocalSession):
                 self._disconnect()
         if self._box is not None:
             self._box.kill()
-        # What did not end in time is dead by now, and the SDK lets go of it at once.
-        with contextlib.suppress(Exception):
-            self._disconnect()
+        if self._client is not None:
+            # It did not end by itself. Now that it is dead, the SDK lets go of it at once, and the
+            # loop of its pipes as soon as the kernel has closed them.
+            with contextlib.suppress(Exception):
+                self._disconnect()
+            with contextlib.suppress(Exception):
+                self._loop.run(asyncio.sleep(_PIPES_SECONDS), _CLOSE_SECONDS, "closing its pipes")
         self._loop.close()
 
     def _program(self, program: Path) -> Program:
