@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import stat
 import time
 from collections.abc import Mapping
@@ -18,8 +17,8 @@ _SETTLE_SECONDS = 2.0
 _SETTLE_POLL = 0.02
 #: Bytes at the end of a file in which it must stand then.
 _TAIL = 256 * 1024
-#: Characters by which a long message is known in a file, however the file writes the others.
-_PLAIN = re.compile(rb"[A-Za-z0-9 ]{20,}")
+#: Characters of a message by which it is known there.
+_BEGINNING = 200
 
 
 class Home:
@@ -59,12 +58,11 @@ class Home:
 
         :returns: whether it has.
         """
-        # As these files have texts: in JSON. The words of a short one may stand anywhere.
-        text = json.dumps(message.strip(), ensure_ascii=False).encode()
-        words = max(_PLAIN.findall(text), key=len, default=text)
+        text = json.dumps(message.strip(), ensure_ascii=False)[:_BEGINNING]
+        written = self._preset.written.replace("{message}", text).encode()
         end = time.monotonic() + _SETTLE_SECONDS
         while files := self.session_files(session_id).values():
-            if any(words in _tail(path) for path in files):
+            if not message.strip() or any(written in _tail(path) for path in files):
                 return True
             if time.monotonic() > end:
                 break

@@ -82,6 +82,7 @@ class Preset:
     :param read_only_mode: id of the session mode in which it changes nothing.
     :param sessions: patterns below the home of the files that resume a session; ``{id}`` is its
         id.
+    :param written: how those files have a message of the agent's; ``{message}`` is it, in JSON.
     :param usage: whether the tokens in its answer to a prompt are the session's sum, as the
         protocol has it; else they are passed over.
     """
@@ -95,6 +96,7 @@ class Preset:
     mode: str | None = None
     read_only_mode: str | None = None
     sessions: tuple[str, ...] = ()
+    written: str = "{message}"
     usage: bool = True
 
     @property
@@ -134,6 +136,8 @@ PRESETS = {
         mode="yolo",
         read_only_mode="plan",
         sessions=(".qwen/projects/*/chats/{id}.jsonl",),
+        # It writes a line about the answer first, and then the answer.
+        written='{"text":{message}',
     ),
     "opencode": Preset(
         command=("opencode", "acp", "--pure"),

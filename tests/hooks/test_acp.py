@@ -683,16 +683,18 @@ def test_the_home_follows_no_link_of_the_agents(tmp_path: Path) -> None:
 
 
 def test_a_message_that_is_written_down_later_is_waited_for(tmp_path: Path) -> None:
-    home = Home(tmp_path, Preset(sessions=("{id}",)))
+    home = Home(tmp_path, Preset(sessions=("{id}",), written='{"text":{message}'))
     assert not home.settle("1", "no files, so nothing is waited for")
     file = tmp_path / "1"
     long = "It is a long story, which takes more than a line.\n“And so on.”"
     for message in ("one", " ü", long):
         # Its words may stand there for another reason.
-        file.write_text('{"prompt": "none of ü"}\n')
-        line = json.dumps({"text": message.strip()}, ensure_ascii=False)
+        told = json.dumps(message.strip(), ensure_ascii=False)
+        file.write_text(f'{{"response_text":{told}}}\n')
+        line = f'{{"text":{told}}}\n'
         writer = threading.Timer(0.3, lambda line=line: file.write_text(line))
         writer.start()
         assert home.settle("1", message)
         assert file.read_text() == line
         writer.join()
+    assert home.settle("1", " ")
