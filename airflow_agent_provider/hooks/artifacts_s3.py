@@ -30,6 +30,7 @@ from airflow_agent_provider.hooks.artifacts import (
     content_type_of,
     digest_of,
 )
+from airflow_agent_provider.hooks.aws import aws_client
 
 _SHA256 = "sha256"
 _WRITE = "write"
@@ -55,7 +56,7 @@ _REFUSED = frozenset(
 
 
 class S3ArtifactStore(ArtifactStore):
-    """Artifacts as objects of a bucket, through the amazon provider's hook.
+    """Artifacts as objects of a bucket, by the amazon provider's connection.
 
     Thread-safe once its client exists, that is after the first call.
 
@@ -73,17 +74,14 @@ class S3ArtifactStore(ArtifactStore):
 
     @cached_property
     def _client(self) -> Any:
-        from airflow.providers.amazon.aws.hooks.s3 import S3Hook
         from botocore.config import Config
 
-        hook = S3Hook(aws_conn_id=self._conn_id)
         ours = Config(
             connect_timeout=_CONNECT_TIMEOUT,
             read_timeout=_READ_TIMEOUT,
             retries={"mode": "standard", "max_attempts": _ATTEMPTS},
         )
-        # What the connection sets wins.
-        return hook.get_client_type(config=ours.merge(hook.config))
+        return aws_client("s3", self._conn_id, ours)
 
     def uri(self, key: str) -> str:
         """Return the ``s3://`` URI of ``key``."""

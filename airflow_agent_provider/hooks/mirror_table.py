@@ -29,6 +29,8 @@ from enum import IntEnum
 from typing import Any
 from urllib.parse import urlsplit
 
+from airflow_agent_provider.hooks.aws import aws_client
+
 BY_STATUS = "by_status"
 BY_WORKFLOW = "by_workflow"
 #: Seconds after its last write at which DynamoDB may delete an item.
@@ -315,7 +317,6 @@ class MirrorTable:
             raise self._unusable(error) from error
 
     def _new_client(self) -> Any:
-        from airflow.providers.amazon.aws.hooks.base_aws import AwsBaseHook
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError, ClientError
 
@@ -325,9 +326,7 @@ class MirrorTable:
             retries={"total_max_attempts": self.patience.attempts, "mode": "standard"},
         )
         try:
-            hook = AwsBaseHook(self.aws_conn_id, client_type="dynamodb")
-            # What the connection sets (config_kwargs) wins.
-            return hook.get_client_type(config=ours.merge(hook.config))
+            return aws_client("dynamodb", self.aws_conn_id, ours)
         except (BotoCoreError, ClientError) as error:
             raise MirrorError(
                 f"mirror table {self.name!r}: the connection {self.aws_conn_id!r} makes no DynamoDB"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from airflow_agent_provider.agents.failures import InvalidDefinition, Unavailable
+from airflow_agent_provider.hooks.aws import aws_client
 
 #: Longest template, in bytes.
 MOST_BYTES = 1_000_000
@@ -18,13 +19,14 @@ def read_s3_text(url: str, aws_conn_id: str) -> tuple[str, str | None]:
     :raises Unavailable: if S3 cannot be reached.
     """
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+    from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
 
     plain, _, version = url.partition("?versionId=")
     bucket, key = S3Hook.parse_s3_url(plain)
     wanted = {"VersionId": version} if version else {}
     try:
-        client = S3Hook(aws_conn_id=aws_conn_id).get_conn()
+        client = aws_client("s3", aws_conn_id, Config())
         answer = client.get_object(Bucket=bucket, Key=key, **wanted)
         content = answer["Body"].read(MOST_BYTES + 1)
     except ClientError as error:

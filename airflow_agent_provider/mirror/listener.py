@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 END_WAIT = 0.4
 
 _CLIENTS = (
-    "airflow.providers.amazon.aws.hooks.s3",
+    "airflow.providers.amazon.aws.hooks.base_aws",
     "airflow.sdk.execution_time.task_runner",
     "boto3.dynamodb.types",
 )
