@@ -14,7 +14,7 @@ import pytest
 from airflow_agent_provider.agents.contract import AgentTask, EventKind, Sandbox
 from airflow_agent_provider.agents.failures import InvalidDefinition
 from airflow_agent_provider.sandbox import box as box_module
-from airflow_agent_provider.sandbox import preflight
+from airflow_agent_provider.sandbox import preflight, private
 from airflow_agent_provider.sandbox.bounds import Bounds
 from airflow_agent_provider.sandbox.box import Program, open_box
 from airflow_agent_provider.sandbox.preflight import check
@@ -219,12 +219,13 @@ def test_required_refuses_auto_falls_back_and_both_say_so(
 ) -> None:
     broken(tmp_path, monkeypatch)
     try:
-        before = set(Path("/tmp").glob("agent-box-*"))
+        # Of this test's own, where no other makes any.
+        monkeypatch.setattr(private, "_PARENT", tmp_path)
         with pytest.raises(InvalidDefinition, match="allow user namespaces"):
             open_box(task, Program(("/bin/true",)))
         with open_box(confined(task, sandbox=Sandbox.AUTO), Program(("/bin/true",))) as box:
             assert box.boxed is False
-        assert set(Path("/tmp").glob("agent-box-*")) <= before
+        assert list(tmp_path.glob("agent-box-*")) == []
     finally:
         box_module.works.cache_clear()
 
@@ -239,6 +240,9 @@ def test_a_session_without_the_box_tells_it_in_its_events(
         agent = "codex"
         title = "Codex"
         session = None
+
+        def open(self) -> None:
+            pass
 
         def turn(self, prompt: str, *, output_schema: object = None) -> object:  # type: ignore[override]
             raise NotImplementedError
