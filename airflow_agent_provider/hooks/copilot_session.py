@@ -400,7 +400,8 @@ class CopilotSession(LocalSession):
 
     def _upstream_failure(self) -> UpstreamFailure | None:
         door = self.box.door
-        return door.last_failure if door is not None else None
+        # A subscription's models are looked up before anything else.
+        return None if door is None else door.last_failure or door.last_lookup
 
     def _explained(self, failure: AgentFailure) -> AgentFailure:
         if isinstance(failure, AuthenticationFailed):

@@ -140,8 +140,10 @@ class Door:
         self.place = place
         #: What the agent takes for its key; worth nothing but at this door.
         self.key = upstream.key or new_key()
-        #: How the last request failed; None after one that did not.
+        #: How the last request for work failed; None after one that did not.
         self.last_failure: UpstreamFailure | None = None
+        #: How the last look-up failed, as of the list of models; None after one that did not.
+        self.last_lookup: UpstreamFailure | None = None
         self._client: httpx.Client | None = None
         self._free = threading.BoundedSemaphore(_MOST_REQUESTS)
         #: Bytes of requests under way.
@@ -510,6 +512,8 @@ class _Handler(BaseHTTPRequestHandler):
         # What is looked up with GET, as the list of models, says nothing about the work.
         if self.command == "POST":
             self.server.door.note(failure)
+        else:
+            self.server.door.last_lookup = failure
 
     def _cut(self) -> None:
         self.close_connection = True

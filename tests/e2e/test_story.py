@@ -20,7 +20,8 @@ def test_the_seed_workflow(live_airflow: Live) -> None:
     assert plan["output_path"] == "docs/plan.md"
     assert plan["cost"] > 0
     review = live.api.xcom(dag_id, run_id, "review")
-    assert review["cost"] is None
+    # Codex's vendor does not say it; the price list does.
+    assert 0 < review["cost"] < 1
     assert review["usage"]["total_tokens"] > 0
     # The prompt that the agent got, with the plan in it, instead of the template's name.
     rendered = live.api.rendered_fields(dag_id, run_id, "review")

@@ -97,6 +97,7 @@ class Stage:
         self.token = secrets.token_hex(6)
         self.ended = threading.Event()
         self.found: list[str] = []
+        self.peak = _peak()
         self.workspace: Workspace | None = None
         if attempt.workspace:
             self.workspace = scene.workspace(number)
@@ -255,7 +256,8 @@ class Stage:
 
     def check_own_memory(self) -> None:
         """Report it if this worker has grown beyond measure."""
-        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        # Whatever else this process has done before is none of the agent's.
+        grown = _peak() - self.peak
         if grown > _GROWTH:
             self.report(f"made the worker take {grown // MIB} MiB")
         if threading.active_count() > _THREADS:
@@ -270,6 +272,11 @@ class Stage:
                     mode = path.lstat().st_mode
                     if stat.S_ISREG(mode) and mode & (stat.S_ISUID | stat.S_ISGID):
                         self.found.append(f"left {path.name} with mode {stat.S_IMODE(mode):o}")
+
+
+def _peak() -> int:
+    """Return the bytes that this process has taken at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _lines(output: bytes) -> list[str]:
