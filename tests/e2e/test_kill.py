@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,12 @@ class Run:
 
     def artifacts(self) -> list[str]:
         return list(self.store.keys(self.step("kill-middle").prefix))
+
+    def settled(self) -> bool | None:
+        """Return whether the middle step stores nothing more for a while; None if it does."""
+        before = self.artifacts()
+        time.sleep(2)
+        return before == self.artifacts() or None
 
     def outcome(self, step_id: str, attempt: int) -> dict:
         key = f"{AttemptKey(self.step(step_id), attempt).prefix}/outcome.json"
@@ -110,6 +117,8 @@ def test_the_supervisor_is_killed_and_the_orphan_ends_itself(run: Run) -> None:
 
 def test_an_attempt_that_wakes_up_late_can_write_nothing(run: Run) -> None:
     victim = run.find_victim()
+    # A write that is under way would end after the sleep, and is none that begins then.
+    wait_for(run.settled, 15, lambda: f"still writing: {run.artifacts()}")
     # As on a machine that is suspended: neither knows what happens meanwhile.
     stopped = [victim.supervisor, victim.task]
     for process in stopped:
