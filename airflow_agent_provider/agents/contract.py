@@ -351,6 +351,16 @@ class AgentSession(ABC):
         """Return the files that resume the session elsewhere, by their path below the home."""
 
     @abstractmethod
+    def settle(self, call: AgentEvent) -> bool:
+        """Wait until the portable files tell of a tool call's end: programs say so before.
+
+        Files that are kept too soon would have the next attempt do again what the tree has.
+
+        :param call: the event that completed the call.
+        :returns: whether they are known to; False, within seconds, where that cannot be seen.
+        """
+
+    @abstractmethod
     def close(self) -> None:
         """End the session and all of its processes within a bounded time."""
 

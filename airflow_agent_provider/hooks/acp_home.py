@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import stat
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from airflow_agent_provider.hooks.acp_presets import Preset
+from airflow_agent_provider.hooks.session_files import in_one_line, settled
 
-#: Seconds that an agent may take to write down what it has said, and between two looks.
-_SETTLE_SECONDS = 2.0
-_SETTLE_POLL = 0.02
-#: Bytes at the end of a file in which it must stand then.
-_TAIL = 256 * 1024
 #: Characters of a message by which it is known there.
 _BEGINNING = 200
 
@@ -60,29 +53,20 @@ class Home:
         """
         text = json.dumps(message.strip(), ensure_ascii=False)[:_BEGINNING]
         written = self._preset.written.replace("{message}", text).encode()
-        end = time.monotonic() + _SETTLE_SECONDS
-        while files := self.session_files(session_id).values():
-            if not message.strip() or any(written in _tail(path) for path in files):
-                return True
-            if time.monotonic() > end:
-                break
-            time.sleep(_SETTLE_POLL)
-        return False
+        return self._settled(session_id, lambda end: not message.strip() or written in end)
+
+    def settle_call(self, session_id: str, call_id: str) -> bool:
+        """Wait until the agent has written down a tool call's result, if that can be seen.
+
+        :returns: whether it has.
+        """
+        return self._settled(session_id, in_one_line(json.dumps(call_id), self._preset.result))
+
+    def _settled(self, session_id: str, written: Callable[[bytes], bool]) -> bool:
+        if not self.session_files(session_id):
+            return False
+        return settled(lambda: self.session_files(session_id).values(), written)
 
 
 def _regular(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
-
-
-def _tail(path: Path) -> bytes:
-    """Return the end of a file, which is the agent's: no link is followed, no pipe waited for."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return b""
-    with os.fdopen(descriptor, "rb") as file:
-        about = os.fstat(descriptor)
-        if not stat.S_ISREG(about.st_mode):
-            return b""
-        file.seek(max(0, about.st_size - _TAIL))
-        return file.read(_TAIL)

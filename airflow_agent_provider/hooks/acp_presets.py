@@ -83,6 +83,8 @@ class Preset:
     :param sessions: patterns below the home of the files that resume a session; ``{id}`` is its
         id.
     :param written: how those files have a message of the agent's; ``{message}`` is it, in JSON.
+    :param result: a word in the line in which they have the result of a tool call; empty if there
+        is no such line.
     :param usage: whether the tokens in its answer to a prompt are the session's sum, as the
         protocol has it; else they are passed over.
     """
@@ -97,6 +99,7 @@ class Preset:
     read_only_mode: str | None = None
     sessions: tuple[str, ...] = ()
     written: str = "{message}"
+    result: str = ""
     usage: bool = True
 
     @property
@@ -138,6 +141,7 @@ PRESETS = {
         sessions=(".qwen/projects/*/chats/{id}.jsonl",),
         # It writes a line about the answer first, and then the answer.
         written='{"text":{message}',
+        result='"functionResponse"',
     ),
     "opencode": Preset(
         command=("opencode", "acp", "--pure"),

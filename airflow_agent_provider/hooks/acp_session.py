@@ -166,6 +166,12 @@ class AcpSession(LocalSession):
         session = self.session
         return {} if session is None else self._home.session_files(session.id)
 
+    def settle(self, call: AgentEvent) -> bool:
+        """Wait until the call's result is written down, where the agent's files are known."""
+        if not self._agent.preset.result or self.session is None or call.call_id is None:
+            return super().settle(call)
+        return self._home.settle_call(self.session.id, call.call_id)
+
     def _end(self) -> None:
         if self._link is not None:
             with contextlib.suppress(Exception):

@@ -44,6 +44,7 @@ from airflow_agent_provider.hooks.claude_events import (
 )
 from airflow_agent_provider.hooks.instructions import read_instructions
 from airflow_agent_provider.hooks.local_session import LocalSession, unclassified
+from airflow_agent_provider.hooks.session_files import in_one_line, settled
 from airflow_agent_provider.hooks.vendor import Vendor, refused_key
 from airflow_agent_provider.sandbox.box import Program
 from airflow_agent_provider.sandbox.door import Upstream, UpstreamFailure
@@ -182,6 +183,13 @@ class ClaudeSession(LocalSession):
             path.relative_to(self._task.home).as_posix(): path
             for path in _session_files(self._home, self._id)
         }
+
+    def settle(self, call: AgentEvent) -> bool:
+        """Wait until the tool's result is written down."""
+        return settled(
+            lambda: _session_files(self._home, self._id),
+            in_one_line(json.dumps(call.call_id), '"tool_result"'),
+        )
 
     def _end(self) -> None:
         self._closed = True

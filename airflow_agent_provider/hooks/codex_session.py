@@ -33,6 +33,7 @@ from airflow_agent_provider.agents.watch import within
 from airflow_agent_provider.hooks.codex_events import TurnReader, classify, trouble
 from airflow_agent_provider.hooks.instructions import read_instructions
 from airflow_agent_provider.hooks.local_session import LocalSession, unclassified
+from airflow_agent_provider.hooks.session_files import in_one_line, settled
 from airflow_agent_provider.hooks.vendor import Vendor, refused_key
 from airflow_agent_provider.sandbox.box import Program
 from airflow_agent_provider.sandbox.door import Upstream
@@ -54,6 +55,9 @@ _CLOSE_SECONDS = 5.0
 _INSTRUCTIONS = ("AGENTS.override.md", "AGENTS.md")
 #: Folders that Codex's sandbox leaves behind, empty, in the workspace.
 _LEFTOVERS = (".codex", ".aws", ".agents")
+#: How ids of calls begin that a script makes, and what ends the type of a record for the model.
+_IN_SCRIPT = "exec-"
+_OUTPUT = '_call_output"'
 
 INSTALL = "install it on the worker with: pip install 'airflow-agent-provider[codex]'"
 
@@ -172,6 +176,13 @@ class CodexSession(LocalSession):
             path.relative_to(self._task.home).as_posix(): path
             for path in _rollouts(self._home, self._thread.id)
         }
+
+    def settle(self, call: AgentEvent) -> bool:
+        """Wait until the rollout has the output that the model gets of the call."""
+        return settled(
+            lambda: self.portable_files().values(),
+            lambda rollout: _has_output(rollout, call.call_id or ""),
+        )
 
     def _end(self) -> None:
         codex, self._codex = self._codex, None
@@ -413,6 +424,18 @@ def _check_sandbox(program: Path, home: Path, environment: Mapping[str, str]) ->
 
 def _rollouts(home: Path, thread_id: str) -> list[Path]:
     return sorted((home / "sessions").rglob(f"rollout-*{thread_id}.jsonl"))
+
+
+def _has_output(rollout: bytes, call_id: str) -> bool:
+    """Return whether the end of a rollout has what the model is told of a call.
+
+    A call of a script has an id that only its own record has; what the model gets is the script's
+    output, which stands after it.
+    """
+    if not call_id.startswith(_IN_SCRIPT):
+        return in_one_line(json.dumps(call_id), _OUTPUT)(rollout)
+    _, found, after = rollout.rpartition(json.dumps(call_id).encode())
+    return bool(found) and _OUTPUT.encode() in after
 
 
 def _structured(message: str) -> Any:

@@ -38,6 +38,7 @@ from airflow_agent_provider.hooks.copilot_events import (
 from airflow_agent_provider.hooks.copilot_permissions import Judge
 from airflow_agent_provider.hooks.copilot_program import VERSION, Runtime
 from airflow_agent_provider.hooks.local_session import LocalSession, unclassified
+from airflow_agent_provider.hooks.session_files import in_one_line, settled
 from airflow_agent_provider.sandbox.box import Program
 from airflow_agent_provider.sandbox.door import Upstream, UpstreamFailure
 
@@ -205,6 +206,13 @@ class CopilotSession(LocalSession):
             return {}
         path = self._home / "session-state" / self._conversation.session_id / "events.jsonl"
         return {path.relative_to(self._task.home).as_posix(): path} if path.is_file() else {}
+
+    def settle(self, call: AgentEvent) -> bool:
+        """Wait until the tool's end is written down."""
+        return settled(
+            lambda: self.portable_files().values(),
+            in_one_line(json.dumps(call.call_id), '"tool.execution_complete"'),
+        )
 
     def _end(self) -> None:
         client, self._client = self._client, None

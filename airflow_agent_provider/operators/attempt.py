@@ -466,6 +466,17 @@ class Attempt:
         commit = self.workspace.checkpoint(self.trailers(), note)
         self._keep(commit, f"checkpoints/{self._written:04d}/", session, **values)
 
+    def save_session(self) -> None:
+        """Keep the session alone, before it has done anything.
+
+        The tree is not looked at: a first command that runs just now would be in it, and not in the
+        session, and so would be run again.
+
+        :raises Superseded: if a newer attempt has the step.
+        """
+        self._written += 1
+        self._keep(None, f"checkpoints/{self._written:04d}/", self._read_session())
+
     @property
     def spent_here(self) -> Usage:
         """What this attempt took, with its cost by the vendor or else by the price list."""
@@ -634,7 +645,7 @@ class Attempt:
             output_path=self.operator.output_path,
             usage=self.spent_here.to_dict(),
             cost=self.spent_here.cost,
-            artifacts=dict(self.record.artifacts),
+            artifacts=self._artifacts(),
             started=self.started,
             ended=datetime.now(UTC),
             prompt_sha256=self.prompt_sha256 or None,
@@ -642,6 +653,11 @@ class Attempt:
         )
         self.lease.check()
         self.record.put(OUTCOME, outcome.to_json())
+
+    def _artifacts(self) -> dict[str, str]:
+        """Return the artifacts' URIs by name; the bundle is the one to continue from."""
+        kept = self._checkpoint.bundle if self._checkpoint else None
+        return dict(self.record.artifacts) | ({"checkpoint.bundle": kept} if kept else {})
 
     def _session_id(self) -> str | None:
         if self.session:

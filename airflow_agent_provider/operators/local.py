@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 #: While an agent works, its work is kept at most this often, in seconds.
 CHECKPOINT_SECONDS = 30.0
-#: Seconds by which an agent's session may lag behind its events (measured: up to 0.1 when idle).
-SESSION_LAG_SECONDS = 0.3
 #: The part of the timeout after which the agent is asked to wrap up.
 WRAP_UP_SHARE = 0.9
 #: An attempt that lost its step and has not ended after this many seconds ends its process.
@@ -188,16 +186,14 @@ class LocalWork(AgentWork):
                 self.attempt.spend(usage_of(event), metered=session.metered)
             if event.kind is EventKind.SESSION:
                 # From here on, whoever comes next can continue the conversation.
-                self.attempt.save_checkpoint("session")
+                self.attempt.save_session()
             if event.completes_tool:
-                self._checkpoint_now_and_then(event)
+                self._checkpoint_now_and_then(session, event)
 
-    def _checkpoint_now_and_then(self, event: AgentEvent) -> None:
+    def _checkpoint_now_and_then(self, session: AgentSession, event: AgentEvent) -> None:
         now = time.monotonic()
         if self._kept_at is None or now - self._kept_at >= CHECKPOINT_SECONDS:
-            # Programs tell of a call before its end stands in their session: kept too soon, the
-            # next attempt would do again what the kept work has.
-            time.sleep(SESSION_LAG_SECONDS)
+            session.settle(event)
             self.attempt.save_checkpoint(event.text.strip()[:60] or "work")
             self._kept_at = now
 

@@ -292,6 +292,30 @@ def test_the_portable_files_lie_below_the_home_and_resume_the_session(local: Loc
     assert result.usage.output_tokens < 2 * before if local.usage else before == 0
 
 
+def test_a_call_that_has_ended_stands_in_the_files_that_are_kept_then(local: LocalRig) -> None:
+    server = local.rehearse(
+        {"run": "echo once >> done.txt"},
+        {"run": "test -e running || { touch running; sleep 306; }"},
+        {"say": "Resumed."},
+    )
+    with local.start() as session:
+        turn = session.turn(PROMPT)
+        ended = next(event for event in turn if event.completes_tool)
+        session.settle(ended)
+        # The program works on, and what it writes from now on is not kept.
+        files = {path: file.read_bytes() for path, file in session.portable_files().items()}
+        known = session.session
+    _, moved = local.elsewhere()
+    (moved.workspace / "running").touch()
+    for path, content in files.items():
+        file = moved.home / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    assert moved.attempt(session=known).done.message == "Resumed."
+    assert [play for play in local.plays(server) if play[0] == 0] == [(0, "run")]
+    assert not (moved.workspace / "done.txt").exists()
+
+
 def test_a_session_without_its_files_starts_afresh_and_says_so(local: LocalRig) -> None:
     local.rehearse({"say": "Anew."})
     lost = Session(local.agent, "019d0000-0000-7000-8000-000000000000")
