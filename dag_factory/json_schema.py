@@ -32,9 +32,13 @@ _PARAM = re.compile(r"^:param (\w+): (.*(?:\n[ ]+.*)*)", re.MULTILINE)
 _ROLE = re.compile(r":\w+:`~?(?:[\w.]+\.)?(\w+)`")
 
 
-def workflow_schema() -> dict[str, Any]:
-    """Return the JSON Schema (draft 2020-12) of a workflow's file."""
-    schema = Workflow.model_json_schema(schema_generator=_Generator)
+def workflow_schema(language: type[BaseModel] = Workflow) -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of a workflow's file.
+
+    :param language: the model of the whole.
+    :raises TypeError: if a key is not described, or a validator has no rule.
+    """
+    schema = language.model_json_schema(schema_generator=_Generator)
     definitions = {**schema.pop("$defs", {}), **shared_definitions()}
     linked = _linked({**schema, "$defs": definitions})
     return {

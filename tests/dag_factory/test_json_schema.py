@@ -6,15 +6,17 @@ import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 import dag_factory
 from airflow_agent_provider.agents.registry import AGENTS, AgentSpec
+from dag_factory.definition import Duration
 from dag_factory.errors import InvalidWorkflow
 from dag_factory.json_schema import schema_text, workflow_schema
 from dag_factory.reader import read_definition
@@ -196,6 +198,85 @@ def test_agents_that_an_installation_adds_are_known(mute: AgentSpec) -> None:
     assert mute.name in AGENTS
 
 
+class _Say(BaseModel):
+    """Says something.
+
+    :param id: its name.
+    :param say: the words.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    id: str
+    say: str
+
+
+class _Wait(BaseModel):
+    """Waits.
+
+    :param id: its name.
+    :param wait: how long.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    id: str
+    wait: Duration
+
+
+class _Steps(BaseModel):
+    """Steps of two kinds.
+
+    :param steps: the steps.
+    """
+
+    steps: list[_Say | _Wait]
+
+
+@pytest.mark.parametrize(
+    ("step", "wrong"),
+    [
+        ({"id": "a", "say": "x"}, []),
+        ({"id": "a", "wait": "5m"}, []),
+        ({"id": "a"}, ["'say' is a required property"]),
+        ({"wait": "5m"}, ["'id' is a required property"]),
+        ({"id": "a", "wait": "soon"}, ["'soon' does not match '^"]),
+        ({"id": "a", "wait": "5m", "say": "x"}, ["'say' was unexpected"]),
+    ],
+)
+def test_a_step_is_held_against_the_kind_that_its_key_says(
+    step: dict[str, Any], wrong: list[str]
+) -> None:
+    """Not against a choice of all kinds, of which an editor can only say that none fits."""
+    errors = [
+        error.message for error in checking(workflow_schema(_Steps)).iter_errors({"steps": [step]})
+    ]
+    assert len(errors) == len(wrong)
+    for error, words in zip(errors, wrong, strict=True):
+        assert words in error
+
+
+def test_what_the_generator_has_no_words_for_fails_it() -> None:
+    def odd(value: Any) -> Any:
+        return value
+
+    class Undescribed(BaseModel):
+        """Says nothing of its key."""
+
+        name: str
+
+    class Odd(BaseModel):
+        """Has a validator of its own.
+
+        :param name: a name.
+        """
+
+        name: Annotated[str, BeforeValidator(odd)]
+
+    with pytest.raises(TypeError, match=r"Undescribed\.name is not described"):
+        workflow_schema(Undescribed)
+    with pytest.raises(TypeError, match="odd has no rule"):
+        workflow_schema(Odd)
+
+
 def workflows() -> list[Path]:
     """Return the workflows of this repository."""
     found = [REPOSITORY / "dags", REPOSITORY / "examples", REPOSITORY / "tests" / "e2e" / "dags"]
@@ -207,8 +288,7 @@ def test_it_accepts_each_workflow_of_this_repository(
     path: Path, validator: Draft202012Validator
 ) -> None:
     value = read_source(path.read_bytes(), path.name, json=False).value
-    if isinstance(value, dict) and "steps" in value:
-        assert [error.message for error in validator.iter_errors(value)] == []
+    assert [error.message for error in validator.iter_errors(value)] == []
 
 
 def test_it_accepts_every_key(validator: Draft202012Validator, folder: Path) -> None:
