@@ -11,24 +11,25 @@ import inspect
 import json
 import re
 from datetime import timedelta
-from functools import reduce
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from dag_factory.definition import Workflow
+from dag_factory.definition import KINDS, Defaults, Workflow
 from dag_factory.json_schema_rules import (
     FIELDS,
     MODELS,
     SHARED_KEY,
     VALIDATORS,
-    Rule,
+    VALUE_KEY,
     shared_definitions,
 )
 
 _PARAM = re.compile(r"^:param (\w+): (.*(?:\n[ ]+.*)*)", re.MULTILINE)
+# A key whose value is a choice of models, in place of what tells them from each other.
+_KINDS_KEY = "one of the kinds"
 _ROLE = re.compile(r":\w+:`~?(?:[\w.]+\.)?(\w+)`")
 
 
@@ -40,7 +41,7 @@ def workflow_schema(language: type[BaseModel] = Workflow) -> dict[str, Any]:
     """
     schema = language.model_json_schema(schema_generator=_Generator)
     definitions = {**schema.pop("$defs", {}), **shared_definitions()}
-    linked = _linked({**schema, "$defs": definitions})
+    linked = _Linker(definitions).linked({**schema, "$defs": definitions})
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Workflow of coding agents",
@@ -54,14 +55,62 @@ def schema_text() -> str:
     return json.dumps(workflow_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
-def _linked(node: Any) -> Any:
-    """Return ``node`` with references to shared definitions in place of what marks them."""
-    if isinstance(node, dict):
-        return {
-            **({"$ref": f"#/$defs/{node[SHARED_KEY]}"} if SHARED_KEY in node else {}),
-            **{key: _linked(value) for key, value in node.items() if key != SHARED_KEY},
+class _Linker:
+    """Puts in place what the rules could only name, as it says what models say elsewhere.
+
+    :param definitions: all definitions, by name.
+    """
+
+    def __init__(self, definitions: dict[str, JsonSchemaValue]) -> None:
+        self._definitions = definitions
+
+    def linked(self, node: Any) -> Any:
+        """Return a part of the schema with everything in place."""
+        if isinstance(node, list):
+            return [self.linked(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if VALUE_KEY in node:
+            return self.linked(self._value(node))
+        if _KINDS_KEY in node:
+            return self.linked(self._by_kind(node[_KINDS_KEY]))
+        said = {key: self.linked(value) for key, value in node.items()}
+        if SHARED_KEY in said:
+            return {"$ref": f"#/$defs/{said.pop(SHARED_KEY)}", **said}
+        return said
+
+    def _model(self, reference: JsonSchemaValue) -> JsonSchemaValue:
+        return self._definitions[reference["$ref"].removeprefix("#/$defs/")]
+
+    def _value(self, node: JsonSchemaValue) -> JsonSchemaValue:
+        """Return what the value of a model's key is, where the key is given."""
+        said = self._model(node)["properties"][node[VALUE_KEY]]
+        choices = [choice for choice in said.get("anyOf", [said]) if choice != {"type": "null"}]
+        bare = [
+            {key: value for key, value in choice.items() if key not in ("description", "default")}
+            for choice in choices
+        ]
+        return bare[0] if len(bare) == 1 else {"anyOf": bare}
+
+    def _by_kind(self, choices: list[JsonSchemaValue]) -> JsonSchemaValue:
+        """Return the schema of a mapping of one of several kinds, each known by a key of its own.
+
+        Unlike a plain choice it lets an editor say what is wrong with the kind that was meant. A
+        mapping with no such key is of the first kind.
+
+        :param choices: references to what a mapping of each kind is.
+        """
+        models = [self._model(choice) for choice in choices]
+        common = set.intersection(*(set(model["required"]) for model in models))
+        keys = [next(key for key in model["required"] if key not in common) for model in models]
+        said = choices[0]
+        for key, choice in zip(keys[1:], choices[1:], strict=True):
+            said = {"if": {"required": [key]}, "then": choice, "else": said}
+        described = {
+            key: {"description": model["properties"][key]["description"]}
+            for key, model in zip(keys, models, strict=True)
         }
-    return [_linked(item) for item in node] if isinstance(node, list) else node
+        return {"type": "object", "properties": described, **said}
 
 
 class _Generator(GenerateJsonSchema):
@@ -74,12 +123,15 @@ class _Generator(GenerateJsonSchema):
         said["description"] = _summary(model)
         for key, value in said["properties"].items():
             said["properties"][key] = self._field(model, key, value)
-        return _apply(MODELS, model, said, self._resolved)
+        for parent in model.__mro__:
+            if rule := MODELS.get(parent.__name__):
+                said = rule(said)
+        return said
 
     def _field(self, model: type[BaseModel], key: str, value: JsonSchemaValue) -> JsonSchemaValue:
         ruled = next(
             (
-                rule(value, self._resolved)
+                rule(value)
                 for parent in model.__mro__
                 if (rule := FIELDS.get(f"{parent.__name__}.{key}"))
             ),
@@ -105,7 +157,7 @@ class _Generator(GenerateJsonSchema):
                 f"the validator {name} has no rule in dag_factory/json_schema_rules.py; "
                 "say there what JSON Schema can say of it"
             )
-        return VALIDATORS[name](inner, self._resolved)
+        return VALIDATORS[name](inner)
 
     def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
         inner = self.generate_inner(schema["schema"])
@@ -127,48 +179,10 @@ class _Generator(GenerateJsonSchema):
 
     def union_schema(self, schema: core_schema.UnionSchema) -> JsonSchemaValue:
         choices = [*core_schema.iter_union_choices(schema)]
-        return self._by_kind([self.generate_inner(choice) for choice in choices])
+        return {_KINDS_KEY: [self.generate_inner(choice) for choice in choices]}
 
     def tagged_union_schema(self, schema: core_schema.TaggedUnionSchema) -> JsonSchemaValue:
-        return self._by_kind([self.generate_inner(each) for each in schema["choices"].values()])
-
-    def _by_kind(self, choices: list[JsonSchemaValue]) -> JsonSchemaValue:
-        """Return the schema of a mapping of one of several kinds, each known by a key of its own.
-
-        Unlike a plain choice it lets an editor say what is wrong with the kind that was meant. A
-        mapping with no such key is of the first kind.
-
-        :param choices: what a mapping of each kind is.
-        """
-        models = [self._resolved(choice) for choice in choices]
-        common = reduce(set.intersection, (set(model["required"]) for model in models))
-        keys = [next(key for key in model["required"] if key not in common) for model in models]
-        said = choices[0]
-        for key, choice in zip(keys[1:], choices[1:], strict=True):
-            said = {"if": {"required": [key]}, "then": choice, "else": said}
-        described = {
-            key: {"description": model["properties"][key]["description"]}
-            for key, model in zip(keys, models, strict=True)
-        }
-        return {"type": "object", "properties": described, **said}
-
-    def _resolved(self, schema: JsonSchemaValue) -> JsonSchemaValue:
-        """Return what a reference to a model names; anything else as it is."""
-        if "$ref" not in schema:
-            return schema
-        found = self.get_schema_from_definitions(schema["$ref"])
-        if found is None:
-            raise TypeError(f"{schema['$ref']} is used within itself, where its keys are needed")
-        return found
-
-
-def _apply(
-    rules: dict[str, Rule], model: type[BaseModel], said: JsonSchemaValue, resolved: Any
-) -> JsonSchemaValue:
-    for parent in model.__mro__:
-        if rule := rules.get(parent.__name__):
-            said = rule(said, resolved)
-    return said
+        return {_KINDS_KEY: [self.generate_inner(each) for each in schema["choices"].values()]}
 
 
 def _summary(model: type[BaseModel]) -> str:
@@ -176,22 +190,17 @@ def _summary(model: type[BaseModel]) -> str:
 
 
 def _description(model: type[BaseModel], key: str) -> str:
-    """Return what the docstring of the model says of a key, or that of one that inherits it.
+    """Return what the docstring of the model, or of one that it inherits from, says of a key.
 
     :raises TypeError: if none says anything.
     """
-    for place in (*model.__mro__, *_heirs(model)):
+    # The keys of the defaults are those of steps.
+    steps = KINDS.values() if model is Defaults else ()
+    for place in (*model.__mro__, *(place for step in steps for place in step.__mro__)):
         for name, text in _PARAM.findall(inspect.getdoc(place) or ""):
             if name.rstrip("_") == key:
                 return _spoken(text)
     raise TypeError(f"{model.__name__}.{key} is not described; add ':param {key}: …'")
-
-
-def _heirs(model: type[BaseModel]) -> list[type[BaseModel]]:
-    found: list[type[BaseModel]] = []
-    for heir in model.__subclasses__():
-        found += [heir, *_heirs(heir)]
-    return found
 
 
 def _spoken(text: str) -> str:

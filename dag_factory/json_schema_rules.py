@@ -17,30 +17,28 @@ from jsonschema_specifications import REGISTRY  # type: ignore[import-untyped]
 
 from airflow_agent_provider.agents.prompt_names import PROMPT_SUFFIXES
 from airflow_agent_provider.agents.registry import AGENTS
-from dag_factory.definition import CREDENTIALS_PATTERN, DURATION_PATTERN, NAME_PATTERN, RETRYABLE
+from dag_factory.definition import (
+    CREDENTIALS_PATTERN,
+    DURATION_PATTERN,
+    EXPRESSION_PATTERN,
+    NAME_PATTERN,
+    RETRYABLE,
+)
 from dag_factory.schedule import OWN_PARAMS, PRESETS
 
 Schema = dict[str, Any]
-#: Takes a schema, and what returns the definition that a reference names.
-Rule = Callable[[Schema, Callable[[Schema], Schema]], Schema]
+#: Takes what the types say, and returns it with what is known besides.
+Rule = Callable[[Schema], Schema]
 
-#: A key whose value is the name of a definition in :data:`SHARED`, in place of a reference to it.
-SHARED_KEY = "shared definition"
+#: A key whose value is the name of a shared definition, in place of a reference to it.
+SHARED_KEY = "a shared definition"
+#: A key of a mapping, in place of what its value is; the mapping's model stands beside it.
+VALUE_KEY = "the value of a key"
 
 # `$` would also stand before a line break at the end, for Python alone.
 _END = r"(?![\s\S])"
 _NULL = {"type": "null"}
 _NOT_NULL = {"not": _NULL}
-
-
-def without_null(schema: Schema) -> Schema:
-    """Return a schema without the null that it may allow, and without what describes it."""
-    choices = [choice for choice in schema.get("anyOf", [schema]) if choice != _NULL]
-    bare = [
-        {key: value for key, value in choice.items() if key not in ("description", "default")}
-        for choice in choices
-    ]
-    return bare[0] if len(bare) == 1 else {"anyOf": bare}
 
 
 def _text(pattern: str, message: str) -> Schema:
@@ -51,7 +49,7 @@ def _text(pattern: str, message: str) -> Schema:
 def _also(**keywords: Any) -> Rule:
     """Return a rule that adds keywords; where a schema has one already, both hold."""
 
-    def rule(schema: Schema, _: Any) -> Schema:
+    def rule(schema: Schema) -> Schema:
         if schema.keys().isdisjoint(keywords):
             return {**schema, **keywords}
         return {**schema, "allOf": [*schema.get("allOf", []), keywords]}
@@ -68,7 +66,7 @@ def _never(schema: Schema, message: str) -> Schema:
 
 
 def _in_place(schema: Schema) -> Rule:
-    return lambda *_: schema
+    return lambda _: schema
 
 
 def _shared(name: str) -> Schema:
@@ -78,20 +76,16 @@ def _shared(name: str) -> Schema:
 # --- short forms -------------------------------------------------------------------------------
 
 
-def _one_or_list(schema: Schema, _: Any) -> Schema:
+def _one_or_list(schema: Schema) -> Schema:
     return {"anyOf": [schema["items"], schema]}
 
 
 def _or_value_of(key: str) -> Rule:
     """Return a rule by which the value of one key may stand for the whole mapping."""
-
-    def rule(schema: Schema, resolved: Callable[[Schema], Schema]) -> Schema:
-        return {"anyOf": [without_null(resolved(schema)["properties"][key]), schema]}
-
-    return rule
+    return lambda schema: {"anyOf": [{VALUE_KEY: key, **schema}, schema]}
 
 
-def _agents(schema: Schema, _: Any) -> Schema:
+def _agents(schema: Schema) -> Schema:
     one = [_shared("AgentName"), schema["items"]]
     several = {**schema, "items": {"anyOf": one}, "uniqueItems": True}
     return {"anyOf": [*one, several]}
@@ -241,23 +235,22 @@ def _one_model() -> Rule:
     return _also(**_never(twice, "the model is given twice; keep 'model' here or under 'agent'"))
 
 
-def _step(schema: Schema, _: Any) -> Schema:
-    """Say what the keys of an agent's step ask of each other."""
+def _with(*rules: Schema) -> Rule:
+    return lambda schema: {**schema, "allOf": [*schema.get("allOf", []), *rules]}
+
+
+def _models_of_one_vendor(schema: Schema) -> Schema:
+    """Say that a model beside a list of agents is given for all of them."""
     same = [
         {"items": {"anyOf": [{"const": name}, _mapping_with("name", {"const": name})]}}
         for name in sorted(AGENTS)
     ]
-    rules = [
-        _never({"allOf": [_READS_ONLY, _MUST_CHANGE]}, _READ_ONLY_CHANGE),
-        {
-            "if": {"allOf": [_HAS_MODEL, _mapping_with("agent", {"type": "array"})]},
-            "then": {"properties": {"agent": {"anyOf": same}}},
-        },
-    ]
-    return {**schema, "allOf": [*schema.get("allOf", []), *rules]}
+    several = {"allOf": [_HAS_MODEL, _mapping_with("agent", {"type": "array"})]}
+    rule = {"if": several, "then": {"properties": {"agent": {"anyOf": same}}}}
+    return _with(rule)(schema)
 
 
-def _workflow(schema: Schema, _: Any) -> Schema:
+def _workflow(schema: Schema) -> Schema:
     """Say what the defaults and the schedule ask of steps and parameters."""
 
     def steps(said: Schema) -> Schema:
@@ -279,10 +272,10 @@ def _workflow(schema: Schema, _: Any) -> Schema:
             "then": {"properties": {"params": {"additionalProperties": {"required": ["default"]}}}},
         },
     ]
-    return {**schema, "allOf": [*schema.get("allOf", []), *rules]}
+    return _with(*rules)(schema)
 
 
-def _distinct(schema: Schema, _: Any) -> Schema:
+def _distinct(schema: Schema) -> Schema:
     choices = [
         {**choice, "uniqueItems": True} if choice.get("type") == "array" else choice
         for choice in schema["anyOf"]
@@ -297,6 +290,13 @@ VALIDATORS: dict[str, Rule] = {
         "up to 200 letters, digits, '-', '_' and '.', the first a letter or digit",
     ),
     "_duration": _in_place(_shared("Duration")),
+    "_expression": _pattern(
+        rf"^\s*{EXPRESSION_PATTERN.pattern}\s*{_END}",
+        "one expression in double braces, such as '{{ steps.review.output.approved }}'",
+    ),
+    "_date": _pattern(rf"^[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}{_END}", "a date such as 2026-01-31"),
+    # Which there are, each machine says for itself.
+    "_timezone": _pattern(r"^[^\s/]+(?:/[^\s/]+)*$", "a time zone such as Europe/Berlin or UTC"),
     "_one_or_list": _one_or_list,
     "_repository_url": _pattern(
         f"^(?!{CREDENTIALS_PATTERN})",
@@ -332,21 +332,25 @@ VALIDATORS: dict[str, Rule] = {
             "'backoff: none' retries at once; remove the delays, or the backoff",
         )
     ),
-    "Step._one_model": _one_model(),
+    "AgentStep._one_model": _one_model(),
 }
 
 #: By the name of a model of :mod:`dag_factory.definition`: what checks ask of its whole.
-MODELS: dict[str, Rule] = {"Step": _step, "Workflow": _workflow}
+MODELS: dict[str, Rule] = {
+    "AgentStep": _models_of_one_vendor,
+    "WorkspaceStep": _with(_never({"allOf": [_READS_ONLY, _MUST_CHANGE]}, _READ_ONLY_CHANGE)),
+    "Workflow": _workflow,
+}
 
 #: By the name of a model and a key of it: what checks ask of the key.
 FIELDS: dict[str, Rule] = {
     "Agent.name": _in_place(_shared("AgentName")),
-    "Step.prompt": _pattern(
+    "AgentStep.prompt": _pattern(
         _PROMPT, "a file that ends in .md, .txt, .j2 or .jinja2, an s3://bucket/key, or a text"
     ),
-    "Step.depends_on": _distinct,
+    "StepBase.depends_on": _distinct,
     "Workflow.schedule": _in_place({"anyOf": [_shared("Schedule"), _NULL]}),
-    "Workflow.params": lambda schema, _: {
+    "Workflow.params": lambda schema: {
         **schema,
         "propertyNames": {"not": {"enum": list(OWN_PARAMS)}},
         "additionalProperties": {"type": "object", **_shared("JsonSchema")},

@@ -19,8 +19,9 @@ def get_agent_commands() -> list[Any]:
         name="schema",
         help="Print the JSON Schema of workflow files, for editors",
         description=(
-            "Print the JSON Schema (draft 2020-12) of workflow files. An editor with YAML's language "
-            "server takes it from a file's first line: # yaml-language-server: $schema=PATH"
+            "Print the JSON Schema (draft 2020-12) of workflow files. An editor with YAML's "
+            "language server takes it from a file's first line: "
+            "# yaml-language-server: $schema=PATH"
         ),
         func=lazy_load_command("airflow_agent_provider.cli.schema.schema"),
         args=(),

@@ -55,7 +55,11 @@ WHOLE: dict[str, Any] = {
     "name": "w",
     "description": "Everything.",
     "tags": ["docs"],
+    "owner": "team",
     "schedule": "0 6 * * 1-5",
+    "start_date": "2026-01-31",
+    "timezone": "Europe/Berlin",
+    "max_active_runs": 1,
     "params": {"depth": {"type": "integer", "minimum": 1, "default": 2}},
     "repository": {"url": "https://example.com/r.git", "ref": "main", "connection": "git"},
     "setup": {"run": ["uv sync"], "files": ["uv.lock"]},
@@ -69,6 +73,8 @@ WHOLE: dict[str, Any] = {
         "prompt_contract": True,
         "network": "model",
         "repair": 1,
+        "pool": "agents",
+        "priority": 1,
     },
     "steps": [
         {
@@ -101,6 +107,29 @@ WHOLE: dict[str, Any] = {
             },
             "depends_on": "plan",
             "network": "open",
+            "stall": "5m",
+            "timeout": "45m",
+            "prompt_contract": False,
+            "when": "{{ params.depth > 1 }}",
+            "trigger_rule": "all_done",
+            "pool": "agents",
+            "priority": 10,
+        },
+        {
+            "id": "lint",
+            "run": "ruff check .",
+            "access": "read_only",
+            "output": {"schema": "schemas/plan.json"},
+            "changes": "forbidden",
+            "paths": {"deny": ["docs"]},
+            "depends_on": ["plan", "implement"],
+            "network": "model",
+            "retry": 0,
+            "timeout": "1d",
+            "when": " {{ 1\n}} ",
+            "trigger_rule": "none_failed",
+            "pool": "commands",
+            "priority": -1,
         },
     ],
 }
@@ -121,6 +150,7 @@ ODD: list[Any] = [
     *({"name": "codex"}, {"name": "codex", "model": "m"}, ["codex", "codex"], ["codex", "cursor"]),
     *({"count": 2}, {"backoff": "none", "delay": "1s"}, {"path": "a"}, {"schema": {}}, {"usd": 0}),
     *({"type": "strng"}, {"type": "string"}, {"minimum": "1"}, OLD_SCHEMA),
+    *("{{ a }}", "{{ a }} b", "2026-02-30", "2026-2-3", "Europe/Berln", 2**31, "all_dne"),
     *({"url": "x"}, {"run": "make"}, {"run": []}, {"agent": "codex"}, {"access": "read_only"}),
 ]
 
@@ -191,6 +221,11 @@ def test_it_refuses_each_broken_definition_that_it_has_words_for(case: Case) -> 
         assert refused, "say it in dag_factory/json_schema_rules.py, or here why it cannot be said"
     else:
         assert not refused, f"the schema does know {why}"
+
+
+def test_what_cannot_be_said_is_in_the_corpus() -> None:
+    known = {case.name for case in [*KEYS, *VALUES, *SCHEDULES, *GRAPH, *FILES]}
+    assert {name for names in UNSAID.values() for name in names} <= known
 
 
 def test_agents_that_an_installation_adds_are_known(mute: AgentSpec) -> None:
@@ -292,9 +327,17 @@ def test_it_accepts_each_workflow_of_this_repository(
 
 
 def test_it_accepts_every_key(validator: Draft202012Validator, folder: Path) -> None:
+    given = {key for way in paths(WHOLE) for key in way}
+    known = {key for said in nodes(workflow_schema()) for key in own_keys(said)}
+    assert known <= given, "the language has new keys; put them into WHOLE"
     (folder / "w.json").write_text(json.dumps(WHOLE))
     read_definition(folder / "w.json")
     assert [error.message for error in validator.iter_errors(WHOLE)] == []
+
+
+def own_keys(said: dict[str, Any]) -> list[str]:
+    """Return the keys of a mapping of the language; none of any other part of the schema."""
+    return list(said["properties"]) if said.get("additionalProperties") is False else []
 
 
 def paths(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
@@ -343,6 +386,7 @@ SAID_ALONE = (
     "no cron expression: ",
     "with the same connection",
     "is no prompt file",
+    "unknown time zone",
 )
 
 
