@@ -46,6 +46,8 @@ class AgentOperator(BaseOperator):
     :param agent_conn_id: connection of the agent; None takes the agent's default one.
     :param options: settings of this agent alone, as its hook documents them.
     :param repository: URL or path of the git repository; empty for a new empty one per run.
+        What a template makes of it has to match ``[agents] repositories``.
+    :param own_repository: what ``repository`` may become unasked, where it is a template.
     :param ref: branch, tag or commit to start from; empty takes the repository's default branch.
     :param repository_conn_id: connection of type ``git`` for a private repository.
     :param timeout: time for one attempt.
@@ -98,6 +100,7 @@ class AgentOperator(BaseOperator):
         agent_conn_id: str | None = None,
         options: Mapping[str, Any] | None = None,
         repository: str = "",
+        own_repository: str = "",
         ref: str = "",
         repository_conn_id: str | None = None,
         timeout: timedelta = timedelta(hours=1),
@@ -140,6 +143,8 @@ class AgentOperator(BaseOperator):
         self.agent_conn_id = agent_conn_id
         self.options = dict(options or {})
         self.repository = repository
+        self.own_repository = own_repository
+        self._named_repository = repository
         self.ref = ref
         self.repository_conn_id = repository_conn_id
         self.timeout = timeout
@@ -176,6 +181,11 @@ class AgentOperator(BaseOperator):
             for fallback in self.fallbacks
         )
         return [first, *others]
+
+    @property
+    def repository_is_given(self) -> bool:
+        """Whether the run names the repository, and not the DAG's author."""
+        return self.repository not in ("", self._named_repository, self.own_repository)
 
     def render_template_fields(
         self, context: Context, jinja_env: jinja2.Environment | None = None
