@@ -1,8 +1,7 @@
-"""One attempt of an agent step: what it starts from, what it keeps while it works, what it leaves.
+"""One attempt of a step: what it starts from, what it keeps while it works, what it leaves.
 
-The main path is :meth:`Attempt.run`: begin, let an agent work until its work is found good, finish.
-How an agent works is the matter of :mod:`.work`: on this worker or at its vendor. Where one is
-unavailable, the next of the step's list goes on with what is there.
+The main path is :meth:`Attempt.run`: begin, do the work until it is found good, finish. Who works
+is the matter of a subclass: an agent (:mod:`.agent_attempt`), a command (:mod:`.command_attempt`).
 """
 
 from __future__ import annotations
@@ -12,15 +11,16 @@ import json
 import os
 import shutil
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from airflow.sdk.exceptions import AirflowRuntimeError, TaskDeferred
+from airflow.sdk.exceptions import AirflowRuntimeError, AirflowSkipException, TaskDeferred
 
 from airflow_agent_provider.agents.checkpoint import Checkpoint, Finished, Spent, read_checkpoint
 from airflow_agent_provider.agents.contract import (
@@ -39,30 +39,25 @@ from airflow_agent_provider.agents.failures import (
     PolicyViolation,
     Superseded,
     TimedOut,
-    Unavailable,
     VerificationFailed,
     failure_to_dict,
 )
 from airflow_agent_provider.agents.identity import AttemptKey, StepKey
 from airflow_agent_provider.agents.outcome import Outcome
-from airflow_agent_provider.agents.prices import Prices, load_prices
 from airflow_agent_provider.agents.processes import end_at_home
-from airflow_agent_provider.hooks.agent import get_agent_hook
 from airflow_agent_provider.hooks.artifacts import open_store
 from airflow_agent_provider.hooks.lease import Lease
-from airflow_agent_provider.operators.budget import Budget, Ledger
 from airflow_agent_provider.operators.checks import Checks
 from airflow_agent_provider.operators.inputs import StepInputs
 from airflow_agent_provider.operators.judge import Verdict, judge, output_file
 from airflow_agent_provider.operators.record import (
     Record,
-    read_session,
     redact_values,
     refuse_secrets,
 )
 from airflow_agent_provider.operators.retry import plain_delay
 from airflow_agent_provider.operators.steps import inline_or_reference
-from airflow_agent_provider.operators.work import AgentChoice, AgentWork, Work
+from airflow_agent_provider.operators.work import Work
 from airflow_agent_provider.prompts.render import Prompt
 from airflow_agent_provider.settings import load_settings
 from airflow_agent_provider.workspace.cleanup import remove_tree, step_folder
@@ -71,7 +66,7 @@ from airflow_agent_provider.workspace.workspace import Upstream, Workspace
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_agent_provider.operators.agent import AgentOperator
+    from airflow_agent_provider.operators.step import StepOperator
 
 #: The key of the checkpoint in Airflow's task state store, which a task reads only of itself.
 CHECKPOINT = "checkpoint"
@@ -80,46 +75,21 @@ OUTCOME = "outcome.json"
 #: The XCom key under which a failed attempt leaves its failure class and reason.
 FAILURE = "failure"
 
-_CONTINUE = """\
-An earlier attempt at this step did not succeed: {problem}
-What it had changed by then is in the working tree. Look at what is there, do not redo what is done,
-and finish what is missing. The step:
-
-"""
-_TAKEN_OVER = """\
-Another agent began with this step, and cannot go on: {problem}
-What it had changed by then is in the working tree. Look at what is there, do not redo what is done,
-and finish what is missing. The step:
-
-"""
-
 #: What a checkpoint takes over from the one before it, unless it has its own.
 _CARRIED_OVER = {"commit", "bundle", "session_files", "hosted_agent", "hosted_run", "repairs"}
-#: What of it is one agent's own, and no other's.
-_OF_ONE_AGENT: dict[str, Any] = {
-    "session": None,
-    "session_files": {},
-    "hosted_agent": None,
-    "hosted_run": None,
-    "rejected_run": None,
-}
 
 
-class Attempt:
-    """One attempt of an agent step.
+class Attempt(ABC):
+    """One attempt of a step.
 
     :param operator: the step.
     :param context: Airflow's context of the task.
-    :param event: what the trigger told, for the second half of an attempt that was deferred.
     """
 
-    def __init__(
-        self, operator: AgentOperator, context: Context, event: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, operator: StepOperator, context: Context) -> None:
         ti = context["ti"]
         self.operator = operator
         self.context = context
-        self.event = event
         self.log = operator.log
         self.settings = load_settings()
         step = StepKey(
@@ -138,26 +108,62 @@ class Attempt:
         )
         self.inputs = StepInputs(operator, context, step, self.store, self.settings)
         self.record = Record(self.store, self.key)
-        self.ledger = Ledger(
-            self.store, self.key, Budget(operator.budget_usd, operator.budget_tokens)
-        )
         self.session: Session | None = None
         self.model: str | None = None
         #: Whether the agent's program ran inside the box; None while, or where, none ran here.
         self.boxed: bool | None = None
-        self._usage = Usage()
-        self._choices = list(operator.choices)
-        self._agent: AgentWork | None = None
         self._resources = ExitStack()
         self._workspace: Workspace | None = None
         self._prompt: Prompt | None = None
         self._checkpoint: Checkpoint | None = None
-        #: Hexadecimal digest of the resolved prompt.
+        #: Hexadecimal digest of what is to be done, resolved.
         self.prompt_sha256 = ""
-        #: What the attempts before this one took.
-        self._earlier = Spent()
         self._written = 0
-        self._segments = 0
+
+    # --- what a kind of step is ------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def who(self) -> str:
+        """Who works, as commits, checkpoints and outcomes name it."""
+
+    @abstractmethod
+    def _resolve(self) -> Prompt:
+        """Return what is to be done, now that the workspace and the earlier results are there."""
+
+    @abstractmethod
+    def _work(self) -> Work:
+        """Do it until what is left is found good.
+
+        :raises AgentFailure: if it is not.
+        """
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End the work; callable from any thread."""
+
+    def _continued(self, found: Checkpoint | None) -> Checkpoint | None:
+        """Return the checkpoint to continue from, given the one that fits the step."""
+        return found
+
+    def _read_session(self) -> dict[str, bytes]:
+        """Return what resumes the conversation elsewhere; here there is none."""
+        return {}
+
+    @property
+    def spent_here(self) -> Usage:
+        """What this attempt took: tokens, and USD. What is no agent takes neither."""
+        return Usage(cost=0.0)
+
+    @property
+    def spent(self) -> Usage:
+        """What the step has taken by now, all attempts together."""
+        return self.spent_here
+
+    @property
+    def pushes(self) -> bool:
+        """Whether the run's branch is pushed when the step has succeeded."""
+        return self.settings.push == "always"
 
     # --- the main path ---------------------------------------------------------------------
 
@@ -171,7 +177,7 @@ class Attempt:
                 self.begin()
                 work = self._finished_before() or self._work()
                 return self.finish(work)
-            except TaskDeferred:
+            except (TaskDeferred, AirflowSkipException):
                 raise
             except BaseException as error:
                 failure = _classified(error)
@@ -186,33 +192,21 @@ class Attempt:
             finally:
                 self._release()
 
-    def run_failed(self, failure: AgentFailure) -> NoReturn:
-        """Record an attempt that failed while nobody was there, and raise ``failure``."""
-        try:
-            self.lease.acquire(wait=2 * self.settings.lease_ttl)
-            self.fail(failure)
-        finally:
-            self._release()
-        raise failure
-
     def begin(self) -> None:
-        """Take the step's lease, make the workspace and the prompt, find the checkpoint."""
+        """Take the step's lease, make the workspace, resolve what to do, find the checkpoint."""
         self.lease.acquire(wait=2 * self.settings.lease_ttl)
         self._resources.enter_context(self.lease.keep(self.on_lost))
+        if not self.inputs.wanted():
+            raise AirflowSkipException(f"{self.operator.when} is false")
         self._prepare(checkpoint=None)
-        self._agent = self._agent_for(self._choices[0])
-        self._prompt = self._make_prompt()
+        self._prompt = self._resolve()
         self.prompt_sha256 = self._prompt.sha256
-        self.operator.prompt = self._prompt.text
-        self._checkpoint = self._find_checkpoint()
-        self._begin_with_the_one_that_began()
-        if self._checkpoint:
-            self._earlier = self._checkpoint.spent
+        self._checkpoint = self._continued(self._find_checkpoint())
         if self._checkpoint and self._checkpoint.commit:
             self._prepare(self._checkpoint)
 
     def judge(self, answer: AgentResult) -> Verdict:
-        """Return the verdict on what the agent has left by now.
+        """Return the verdict on what was left by now.
 
         :raises AgentFailure: if it is not what the step asks for; an agent can be told and mend it.
         """
@@ -259,74 +253,8 @@ class Attempt:
                 self.log.warning("The failed attempt could not be recorded in full: %s", error)
 
     def on_lost(self, lost: Interrupted) -> None:
-        """End the agent: the step belongs to a newer attempt, or the supervisor is gone."""
+        """End the work: the step belongs to a newer attempt, or the supervisor is gone."""
         self.log.error("This attempt ends itself: %s", lost.reason)
-        if self._agent is not None:
-            self._agent.on_lost(lost)
-
-    def stop(self) -> None:
-        """End the agent; callable from any thread."""
-        if self._agent is not None:
-            self._agent.stop()
-
-    # --- who works -------------------------------------------------------------------------
-
-    @property
-    def agent(self) -> AgentWork:
-        """The agent whose turn it is."""
-        if self._agent is None:
-            raise RuntimeError("no agent works yet")
-        return self._agent
-
-    def _work(self) -> Work:
-        """Let the agents work, one after the other, until one can do it."""
-        self.checks.setup()
-        while True:
-            self.ledger.check()
-            try:
-                return self.agent.work()
-            except Unavailable as failure:
-                self._fail_over(failure)
-
-    def _fail_over(self, failure: Unavailable) -> None:
-        """Hand the work to the next agent of the list; raise ``failure`` if there is none."""
-        others = self._choices[self._choices.index(self.agent.choice) + 1 :]
-        if not others:
-            raise failure
-        following = others[0]
-        self.log.warning("%s; %s goes on with the work", failure, following.title)
-        self._keep_work(failure)
-        self._give_to(following)
-        self._prompt = self._make_prompt()
-
-    def _give_to(self, choice: AgentChoice) -> None:
-        """Let another agent go on: with the work, without the conversation."""
-        if self._checkpoint is not None:
-            self._checkpoint = self._checkpoint.model_copy(update=_OF_ONE_AGENT)
-        self.session, self.model = None, None
-        self._agent = self._agent_for(choice)
-
-    def _agent_for(self, choice: AgentChoice) -> AgentWork:
-        hook = get_agent_hook(choice.agent, choice.conn_id)
-        if hook.runs_hosted(choice.options, self.inputs.repository.url):
-            from airflow_agent_provider.operators.hosted import HostedWork
-
-            return HostedWork(self, choice, hook)
-        from airflow_agent_provider.operators.local import LocalWork
-
-        return LocalWork(self, choice, hook)
-
-    def _begin_with_the_one_that_began(self) -> None:
-        """Go on with the agent whose conversation the checkpoint holds, if it can go on."""
-        kept = self._checkpoint
-        if kept is None or kept.agent == self.agent.choice.agent:
-            return
-        began = next((c for c in self._choices if c.agent == kept.agent), None)
-        unavailable = kept.failure_class == Unavailable.__name__ and self.event is None
-        if began is None or unavailable:
-            self._checkpoint = kept.model_copy(update=_OF_ONE_AGENT)
-        else:
-            self._agent = self._agent_for(began)
 
     # --- what it starts from ---------------------------------------------------------------
 
@@ -336,23 +264,6 @@ class Attempt:
         if self._workspace is None:
             raise RuntimeError("the workspace is not made yet")
         return self._workspace
-
-    @property
-    def prompt_text(self) -> str:
-        """The resolved prompt."""
-        if self._prompt is None:
-            raise RuntimeError("the prompt is not made yet")
-        return self._prompt.text
-
-    @property
-    def continuing_prompt(self) -> str:
-        """The prompt, led by what the agent must know of the attempt that it continues."""
-        if self._checkpoint is None:
-            return self.prompt_text
-        kept = self._checkpoint
-        problem = kept.problem or "Its process ended before it was done."
-        words = _CONTINUE if kept.agent == self.agent.choice.agent else _TAKEN_OVER
-        return words.format(problem=problem) + self.prompt_text
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -374,18 +285,6 @@ class Attempt:
         self._resources.callback(shutil.rmtree, folder, ignore_errors=True)
         return folder
 
-    def _make_prompt(self) -> Prompt:
-        if self.event is not None:
-            # The agent has its prompt already; made anew it might be another one.
-            stored = self.store.get(f"{self.key.prefix}/prompt.md").decode()
-            self.record.put("prompt.md", stored.encode())
-            return Prompt(stored)
-        prompt = self.inputs.prompt(self.workspace, hosted=self.agent.hosted)
-        first = self.agent.choice == self._choices[0]
-        name = "prompt.md" if first else f"prompt.{self.agent.choice.agent}.md"
-        self.record.put_text(name, prompt.text)
-        return prompt
-
     def _prepare(self, checkpoint: Checkpoint | None) -> None:
         kept = None
         if not end_at_home(step_folder(self.settings.workspaces, self.key.step) / "home"):
@@ -398,10 +297,11 @@ class Attempt:
         workspace = self.inputs.workspace(self.key, self.scratch, kept)
         self._workspace = self._resources.enter_context(workspace)
 
+    def _stored_checkpoint(self) -> Checkpoint | None:
+        return read_checkpoint(self.context["task_state_store"].get(CHECKPOINT))
+
     def _find_checkpoint(self) -> Checkpoint | None:
-        found = read_checkpoint(self.context["task_state_store"].get(CHECKPOINT))
-        if self.event is not None:
-            return self._checkpoint_of_event(found, self.event)
+        found = self._stored_checkpoint()
         self._tell_interrupted()
         if found is None:
             return None
@@ -415,13 +315,6 @@ class Attempt:
             found.commit or found.start,
             found.session or found.hosted_run or "none",
         )
-        return found
-
-    def _checkpoint_of_event(self, found: Checkpoint | None, event: dict[str, Any]) -> Checkpoint:
-        if found is None or found.hosted_run != event.get("run_id"):
-            raise Interrupted("the checkpoint with the vendor's run is gone; the step starts anew")
-        self.prompt_sha256 = found.prompt_sha256
-        self.started = found.started or self.started
         return found
 
     def _tell_interrupted(self) -> None:
@@ -443,7 +336,7 @@ class Attempt:
         if self._checkpoint is None or self._checkpoint.finished is None:
             return None
         finished = self._checkpoint.finished
-        self.log.info("The agent's work was finished by attempt %d", self._checkpoint.attempt)
+        self.log.info("The work was finished by attempt %d", self._checkpoint.attempt)
         if self._checkpoint.session:
             self.session = Session(self._checkpoint.agent, self._checkpoint.session)
         self.model = finished.model
@@ -466,45 +359,6 @@ class Attempt:
         commit = self.workspace.checkpoint(self.trailers(), note)
         self._keep(commit, f"checkpoints/{self._written:04d}/", session, **values)
 
-    def save_session(self) -> None:
-        """Keep the session alone, before it has done anything.
-
-        The tree is not looked at: a first command that runs just now would be in it, and not in the
-        session, and so would be run again.
-
-        :raises Superseded: if a newer attempt has the step.
-        """
-        self._written += 1
-        self._keep(None, f"checkpoints/{self._written:04d}/", self._read_session())
-
-    @property
-    def spent_here(self) -> Usage:
-        """What this attempt took, with its cost by the vendor or else by the price list."""
-        return self._usage
-
-    def spend(self, usage: Usage, *, metered: bool = True) -> None:
-        """Count what a turn has taken since the last call.
-
-        :param usage: what it has taken.
-        :param metered: whether list prices tell its cost, where the vendor does not.
-        :raises BudgetExceeded: if the run's budget is spent by that.
-        """
-        model = self.model or self.agent.choice.model
-        if usage.cost is None and metered:
-            usage = replace(usage, cost=self._prices.cost(model, usage))
-        self._usage = add_known(self._usage, usage)
-        self.ledger.record(self._usage, model)
-
-    @cached_property
-    def _prices(self) -> Prices:
-        return load_prices(self.settings.prices)
-
-    def put_segment(self, number: int, content: bytes) -> None:
-        """Store a segment of the transcript."""
-        self.lease.check()
-        self._segments += 1
-        self.record.put(f"transcript/{self._segments:04d}.jsonl", content)
-
     def confinement(self, network: str) -> Confinement:
         """Return the bounds that programs of this attempt are held in.
 
@@ -513,9 +367,6 @@ class Attempt:
         bounds = self.settings.confinement
         seen = (*bounds.read_only_paths, *self.workspace.object_folders)
         return replace(bounds, network=Network(network), read_only_paths=seen)
-
-    def _read_session(self) -> dict[str, bytes]:
-        return read_session(self._agent.session_files() if self._agent else {})
 
     def _keep(
         self, commit: str | None, folder: str, session: Mapping[str, bytes], **values: Any
@@ -526,7 +377,7 @@ class Attempt:
         if before:
             kept = before.model_dump(include=_CARRIED_OVER)
         if commit:
-            refuse_secrets(self.workspace.patch(commit), "what the agent changed")
+            refuse_secrets(self.workspace.patch(commit), "what the step changed")
             kept |= {"commit": commit, "bundle": self._bundle(commit, f"{folder}checkpoint.bundle")}
         if session:
             kept["session_files"] = self.record.put_session(session, f"{folder}session/")
@@ -537,7 +388,7 @@ class Attempt:
 
     def _new_checkpoint(self) -> Checkpoint:
         before = self._checkpoint
-        total = add_known(Usage(**self._earlier.model_dump()), self.spent_here)
+        total = self.spent
         return Checkpoint(
             attempt=self.key.number,
             clear_number=self.clear_number,
@@ -545,7 +396,7 @@ class Attempt:
             prompt_sha256=self.prompt_sha256,
             start=self.workspace.start,
             item_sha256=self._item_sha256(),
-            agent=self._agent_name,
+            agent=self.who,
             session=self.session.id if self.session else (before.session if before else None),
             spent=Spent(
                 input_tokens=total.input_tokens,
@@ -559,7 +410,7 @@ class Attempt:
     def _item_sha256(self) -> str:
         if self.key.step.map_index < 0:
             return ""
-        item = json.dumps(self.operator.prompt_context, sort_keys=True, default=str)
+        item = json.dumps(self.operator.item, sort_keys=True, default=str)
         return hashlib.sha256(item.encode()).hexdigest()
 
     def trailers(self) -> dict[str, str]:
@@ -570,7 +421,7 @@ class Attempt:
             "Agents-Run": step.run_id,
             "Agents-Step": step.step_id,
             "Agents-Attempt": str(self.key.number),
-            "Agents-Agent": self._agent_name,
+            "Agents-Agent": self.who,
         }
         if self.session:
             trailers["Agents-Session"] = self.session.id
@@ -584,18 +435,12 @@ class Attempt:
 
     # --- what it leaves --------------------------------------------------------------------
 
-    @property
-    def _agent_name(self) -> str:
-        return (self._agent.choice if self._agent else self._choices[0]).agent
-
     def _subject(self) -> str:
         return f"{self.key.step.step_id}: {self.key.step.dag_id}"
 
     def _push(self, commit: str) -> str | None:
         """Push the run's branch where it shall be pushed; return its name if it was."""
-        if not self.inputs.repository.url or not (
-            self.agent.hosted or self.settings.push == "always"
-        ):
+        if not self.inputs.repository.url or not self.pushes:
             return None
         branch = self.key.step.run_branch
         downstream = self.operator.get_flat_relative_ids(upstream=False)
@@ -636,7 +481,7 @@ class Attempt:
             attempt=self.key.number,
             state=state,
             failure=told,
-            agent=self._agent_name,
+            agent=self.who,
             model=self.model,
             boxed=self.boxed,
             session=self._session_id(),
@@ -674,7 +519,7 @@ class Attempt:
             "commit": commit,
             "base": self.workspace.base,
             "branch": branch,
-            "agent": self._agent_name,
+            "agent": self.who,
             "model": self.model,
             "session": self._session_id(),
             "attempt": self.key.number,
@@ -689,13 +534,6 @@ class Attempt:
         except Exception as error:
             # It expires by itself; the next attempt waits that long.
             self.log.warning("The step's lease could not be released: %s", error)
-
-
-def add_known(one: Usage, other: Usage) -> Usage:
-    """Return the sum of what two turns took; its cost is unknown where either's is."""
-    total = one + other
-    known = all(u.cost is not None for u in (one, other) if u.total_tokens)
-    return total if known else replace(total, cost=None)
 
 
 #: What Airflow answers an attempt that it no longer counts: it is retried, or was cleared.

@@ -62,24 +62,33 @@ class Checks:
             self._attempt.workspace.restore()
             shutil.rmtree(home, ignore_errors=True)
 
-    def _run(self, task: AgentTask, command: str, folder: str) -> Finished:
+    def work(self, command: str) -> Finished:
+        """Run the command that is the step itself, its two streams apart."""
+        access = Access(self._attempt.operator.access)
+        task = self._task(
+            self._attempt.workspace.home, Network(self._attempt.operator.network), access
+        )
+        return self._run(task, command, "run", apart=True)
+
+    def _run(self, task: AgentTask, command: str, folder: str, *, apart: bool = False) -> Finished:
         attempt = self._attempt
         attempt.log.info("%s: %s", folder, command)
-        done = run_command(task, command)
+        done = run_command(task, command, apart=apart)
         self._count += 1
         head = f"$ {command}\n"
         tail = f"\nexit code {done.returncode} after {done.seconds:.1f} s\n"
-        attempt.record.put_text(f"{folder}/{self._count:02d}.log", f"{head}{done.output}{tail}")
+        said = f"{head}{done.output}{done.errors}{tail}"
+        attempt.record.put_text(f"{folder}/{self._count:02d}.log", said)
         attempt.log.info("%s: exit code %d in %.1f s", folder, done.returncode, done.seconds)
         return done
 
-    def _task(self, home: Path, network: Network) -> AgentTask:
+    def _task(self, home: Path, network: Network, access: Access = Access.WRITE) -> AgentTask:
         attempt = self._attempt
         return AgentTask(
             prompt="",
             workspace=attempt.workspace.path,
             home=home,
-            access=Access.WRITE,
+            access=access,
             limits=attempt.limits,
             confinement=attempt.confinement(network),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any
 from airflow_agent_provider.agents.contract import Access, Sandbox
 from airflow_agent_provider.agents.failures import InvalidDefinition
 from airflow_agent_provider.agents.identity import AttemptKey, StepKey
-from airflow_agent_provider.agents.prompt_names import prompt_file, prompt_url
 from airflow_agent_provider.hooks.artifacts import ArtifactStore, SwapConflict
 from airflow_agent_provider.hooks.repository import given_repository, repository_access
 from airflow_agent_provider.operators.judge import Rules
 from airflow_agent_provider.operators.steps import Steps
-from airflow_agent_provider.prompts.contract import StepContract
-from airflow_agent_provider.prompts.render import Prompt, Renderer
+from airflow_agent_provider.prompts.render import Renderer
 from airflow_agent_provider.sandbox.box import works
 from airflow_agent_provider.sandbox.git_box import GitBox
 from airflow_agent_provider.workspace.git import PLAIN, GitRunner, GitRunners
@@ -29,7 +27,7 @@ from airflow_agent_provider.workspace.workspace import Upstream, Workspace
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_agent_provider.operators.agent import AgentOperator
+    from airflow_agent_provider.operators.step import StepOperator
     from airflow_agent_provider.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -47,7 +45,7 @@ class StepInputs:
 
     def __init__(
         self,
-        operator: AgentOperator,
+        operator: StepOperator,
         context: Context,
         step: StepKey,
         store: ArtifactStore,
@@ -55,9 +53,9 @@ class StepInputs:
     ) -> None:
         self._operator = operator
         self._context = context
-        self._step = step
+        self.step = step
         self._store = store
-        self._settings = settings
+        self.settings = settings
 
     # --- the repository and the work so far ------------------------------------------------
 
@@ -75,10 +73,10 @@ class StepInputs:
     def base(self) -> str:
         """The commit that the run starts from: the first step to ask decides for all."""
         identity = json.dumps([self.repository.url, self.repository.ref])
-        key = f"{self._step.run_prefix}/base-{sha256(identity.encode()).hexdigest()[:12]}.json"
+        key = f"{self.step.run_prefix}/base-{sha256(identity.encode()).hexdigest()[:12]}.json"
         found = self._store.read(key)
         if found is None:
-            commit = resolve_base(self.repository, self._settings.workspaces / "mirrors")
+            commit = resolve_base(self.repository, self.settings.workspaces / "mirrors")
             content = {"url": self.repository.url, "ref": self.repository.ref, "commit": commit}
             try:
                 self._store.swap(key, json.dumps(content).encode(), None)
@@ -98,26 +96,47 @@ class StepInputs:
         :param kept: the checkpoint to continue from, if any.
         """
         return Workspace.prepare(
-            root=self._settings.workspaces,
+            root=self.settings.workspaces,
             attempt=key,
             repository=self.repository,
             base=self.base,
             upstreams=self._upstreams(scratch),
             checkpoint=kept,
-            runners=git_runners(self._settings.confinement.sandbox),
+            runners=git_runners(self.settings.confinement.sandbox),
         )
 
     def _upstreams(self, scratch: Path) -> list[Upstream]:
         found = []
-        for step_id in _nearest_agent_steps(self._operator):
-            result = self._pull(step_id)
-            # A skipped step left nothing; one that works on another repository is no base of ours.
-            if not isinstance(result, Mapping) or result.get("base") != self.base:
+        for step_id, result in self._nearest_results():
+            # One that works on another repository is no base of ours.
+            if result.get("base") != self.base:
                 continue
             uri = result.get("artifacts", {}).get("checkpoint.bundle")
             bundle = self.fetch(uri, scratch / f"{step_id}.bundle")
             found.append(Upstream(step_id, str(result["commit"]), bundle))
         return found
+
+    def _nearest_results(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Yield the steps that come right before this one and left something, with what they left.
+
+        Steps that were skipped are looked through, and so are tasks of other kinds: a hand-written
+        DAG may have any.
+        """
+        from airflow_agent_provider.operators.step import StepOperator
+
+        waiting = sorted(self._operator.upstream_task_ids)
+        seen: set[str] = set()
+        while waiting:
+            task_id = waiting.pop(0)
+            if task_id in seen:
+                continue
+            seen.add(task_id)
+            task = self._operator.dag.get_task(task_id)
+            result = self._pull(task_id) if isinstance(task, StepOperator) else None
+            if isinstance(result, Mapping):
+                yield task_id, result
+            else:
+                waiting += sorted(task.upstream_task_ids)
 
     def fetch(self, uri: str | None, to: Path) -> Path | None:
         """Write the artifact at ``uri`` to the file ``to``; None stays None."""
@@ -126,43 +145,18 @@ class StepInputs:
         self._store.fetch(self._store.key(uri), to)
         return to
 
-    # --- the prompt ------------------------------------------------------------------------
+    # --- templates -------------------------------------------------------------------------
 
-    def prompt(self, workspace: Workspace, *, hosted: bool) -> Prompt:
-        """Return the step's resolved prompt.
+    def wanted(self) -> bool:
+        """Return whether the step's ``when`` is true; a step without one is wanted.
 
-        :param workspace: the workspace, whose files the template may read.
-        :param hosted: whether the agent works at its vendor.
+        :raises InvalidDefinition: if it cannot be evaluated, or is neither true nor false.
         """
-        operator = self._operator
-        name = operator.prompt
-        texts: dict[str, tuple[str, str | None]] = {}
-        if prompt_url(name):
-            from airflow_agent_provider.hooks.prompt_text import read_s3_text
-
-            texts[name] = read_s3_text(name, self._settings.aws_conn_id)
-        elif not prompt_file(name):
-            texts[self._inline_name] = (name, None)
-            name = self._inline_name
-        names = self._names(workspace)
-        values = self._renderer(names, {}).value(operator.prompt_context, "context")
-        operator.prompt_context = values
-        prompt = self._renderer({**names, "context": values}, texts).prompt(name)
-        if not operator.prompt_contract:
-            return prompt
-        rules = self.rules()
-        contract = StepContract(
-            self._step,
-            rules.access,
-            rules.output_path,
-            rules.output_schema,
-            hosted,
-            changes=rules.changes,
-            allow=tuple(rules.allow),
-            deny=tuple(rules.deny),
-            verify=tuple(rules.verify),
-        )
-        return Prompt(f"{prompt.text}\n{contract.text()}", prompt.sources)
+        when = self._operator.when
+        if not when:
+            return True
+        renderer = self.renderer(self.names(None))
+        return renderer.truth(when, f"'when' of step {self.step.step_id}")
 
     def rules(self) -> Rules:
         """Return what the step asks of its result."""
@@ -177,10 +171,6 @@ class StepInputs:
             output_schema=self.output_schema(),
             verify=operator.verify,
         )
-
-    @property
-    def _inline_name(self) -> str:
-        return f"the prompt of step {self._step.step_id}"
 
     def output_schema(self) -> Mapping[str, Any] | None:
         """Return the JSON schema of the step's output, if it has one."""
@@ -201,9 +191,16 @@ class StepInputs:
     def _folders(self) -> list[str]:
         return list(self._operator.prompt_folders) or [str(self._operator.dag.folder)]
 
-    def _renderer(
-        self, names: Mapping[str, Any], texts: dict[str, tuple[str, str | None]]
+    def renderer(
+        self,
+        names: Mapping[str, Any],
+        texts: dict[str, tuple[str, str | None]] | None = None,
     ) -> Renderer:
+        """Return what renders the step's templates.
+
+        :param names: the names that they may use, beside Airflow's own.
+        :param texts: templates that are not files, by name, each with the version that was read.
+        """
         dag = self._operator.dag
         folders = [*self._folders, str(dag.folder), *_searchpath(dag.template_searchpath)]
         # The sandboxed environment in any case: a native one would turn a prompt into a value.
@@ -211,20 +208,24 @@ class StepInputs:
         airflow = dict(self._context)
         return Renderer(environment, list(dict.fromkeys(folders)), names, airflow, texts)
 
-    def _names(self, workspace: Workspace) -> dict[str, Any]:
-        step = self._step
-        return {
+    def names(self, workspace: Workspace | None) -> dict[str, Any]:
+        """Return the names that the step's templates may use.
+
+        :param workspace: the workspace, whose files and commits they may read; None before there is
+            one.
+        """
+        step = self.step
+        run = {"id": step.run_id, "branch": step.run_branch}
+        names = {
             "params": self._context["params"],
             "steps": self._steps(),
-            "run": {
-                "id": step.run_id,
-                "base": workspace.base,
-                "start": workspace.start,
-                "branch": step.run_branch,
-            },
+            "run": run,
             "workflow": {"name": step.dag_id, "step": step.step_id},
-            "file": lambda path: workspace.read_output(path).decode(errors="replace"),
         }
+        if workspace is None:
+            return names
+        run |= {"base": workspace.base, "start": workspace.start}
+        return {**names, "file": lambda path: workspace.read_output(path).decode(errors="replace")}
 
     def _steps(self) -> Steps:
         upstream = self._operator.get_flat_relative_ids(upstream=True)
@@ -234,7 +235,7 @@ class StepInputs:
         return self._context["ti"].xcom_pull(task_ids=step_id)
 
     def _state(self, step_id: str) -> str:
-        step = self._step
+        step = self.step
         states = self._context["ti"].get_task_states(
             dag_id=step.dag_id, task_ids=[step_id], run_ids=[step.run_id]
         )
@@ -263,26 +264,3 @@ def _searchpath(value: Any) -> list[str]:
     if not value:
         return []
     return [value] if isinstance(value, str) else list(value)
-
-
-def _nearest_agent_steps(operator: AgentOperator) -> list[str]:
-    """Return the ids of the agent steps that come right before ``operator``.
-
-    Tasks of other kinds in between are looked through: a hand-written DAG may have any.
-    """
-    from airflow_agent_provider.operators.agent import AgentOperator
-
-    found: list[str] = []
-    waiting = sorted(operator.upstream_task_ids)
-    seen: set[str] = set()
-    while waiting:
-        task_id = waiting.pop(0)
-        if task_id in seen:
-            continue
-        seen.add(task_id)
-        task = operator.dag.get_task(task_id)
-        if isinstance(task, AgentOperator):
-            found.append(task_id)
-        else:
-            waiting += sorted(task.upstream_task_ids)
-    return found

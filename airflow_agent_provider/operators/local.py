@@ -33,7 +33,7 @@ from airflow_agent_provider.operators.work import AgentChoice, AgentWork, Work
 from airflow_agent_provider.workspace.cleanup import discard
 
 if TYPE_CHECKING:
-    from airflow_agent_provider.operators.attempt import Attempt
+    from airflow_agent_provider.operators.agent_attempt import AgentAttempt
     from airflow_agent_provider.operators.judge import Verdict
 
 #: While an agent works, its work is kept at most this often, in seconds.
@@ -54,7 +54,7 @@ class LocalWork(AgentWork):
 
     hosted: ClassVar[bool] = False
 
-    def __init__(self, attempt: Attempt, choice: AgentChoice, hook: AgentHook) -> None:
+    def __init__(self, attempt: AgentAttempt, choice: AgentChoice, hook: AgentHook) -> None:
         super().__init__(attempt, choice, hook)
         self.log = attempt.log
         self._session: AgentSession | None = None

@@ -15,7 +15,7 @@ from airflow_agent_provider.agents.registry import AGENTS
 if TYPE_CHECKING:
     from airflow_agent_provider.agents.contract import AgentResult
     from airflow_agent_provider.hooks.agent import AgentHook
-    from airflow_agent_provider.operators.attempt import Attempt
+    from airflow_agent_provider.operators.agent_attempt import AgentAttempt
     from airflow_agent_provider.operators.judge import Verdict
 
 
@@ -63,7 +63,7 @@ class AgentWork(ABC):
     #: Whether the agent works at its vendor, on a clone of its own.
     hosted: ClassVar[bool]
 
-    def __init__(self, attempt: Attempt, choice: AgentChoice, hook: AgentHook) -> None:
+    def __init__(self, attempt: AgentAttempt, choice: AgentChoice, hook: AgentHook) -> None:
         self.attempt = attempt
         self.choice = choice
         self.hook = hook

@@ -7,12 +7,14 @@ which names there are. Text that earlier steps wrote goes in as data; nothing is
 from __future__ import annotations
 
 import hashlib
+import re
+import shlex
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import StrictUndefined, TemplateError, TemplateNotFound, TemplateSyntaxError
+from jinja2 import StrictUndefined, TemplateError, TemplateNotFound, TemplateSyntaxError, Undefined
 from jinja2.exceptions import UndefinedError
 
 from airflow_agent_provider.agents.failures import AgentFailure, InvalidDefinition
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 _MOST_NAMES = 40
+_EXPRESSION = re.compile(r"\{\{-?(?P<inside>(?:(?!\}\}|\{\{).)*?)-?\}\}", re.DOTALL)
+#: Texts that are a truth value: how templates and commands write one.
+_TRUTHS = {"true": True, "false": False, "": False}
 
 
 class PromptError(InvalidDefinition):
@@ -113,9 +118,62 @@ class Renderer:
             return [self.value(item, f"{where}[{n}]") for n, item in enumerate(value)]
         return value
 
+    def command(self, text: str, where: str) -> str:
+        """Render the template of a shell command; each value goes in as one quoted word.
+
+        So a value that an agent or a user wrote is data for the command, and never a command.
+
+        :param where: names the command in errors.
+        """
+        shell = self._environment.overlay(finalize=_one_word)
+        return self._render(where, lambda: shell.from_string(text))
+
+    def truth(self, template: str, where: str) -> bool:
+        """Return whether an expression is true: ``{{ steps.review.output.approved }}``.
+
+        :param template: the expression, in the braces of a template and nothing else.
+        :param where: names it in errors.
+        :raises PromptError: if it cannot be evaluated, or is a text other than true and false.
+        """
+        value = self.expression(template, where)
+        if not isinstance(value, str):
+            return bool(value)
+        said = _TRUTHS.get(value.strip().lower())
+        if said is None:
+            raise PromptError(
+                f"{where}: {template} is the text {value[:80]!r}, which is neither true nor false; "
+                "compare it, as in {{ steps.review.output == 'good' }}, or let the step that it "
+                "comes from have a schema"
+            )
+        return said
+
+    def expression(self, template: str, where: str) -> Any:
+        """Return the value of an expression, of whatever type it is.
+
+        :param template: the expression, in the braces of a template and nothing else.
+        :param where: names it in errors.
+        :raises PromptError: if it is none, or cannot be evaluated.
+        """
+        inside = expression_of(template)
+        if inside is None:
+            raise PromptError(f"{where}: {template!r} is no expression; write {{{{ … }}}}")
+
+        def evaluate() -> Any:
+            compiled = self._environment.compile_expression(inside, undefined_to_none=False)
+            value = compiled(self._all)
+            if isinstance(value, Undefined):
+                # Whatever is done with it raises the error that names it.
+                str(value)
+            return value
+
+        return self._located(where, evaluate)
+
     def _render(self, name: str, load: Any) -> str:
+        return str(self._located(name, lambda: load().render(self._all)))
+
+    def _located(self, name: str, evaluate: Callable[[], Any]) -> Any:
         try:
-            return str(load().render(self._all))
+            return evaluate()
         except AgentFailure:
             raise
         except TemplateSyntaxError as error:
@@ -136,6 +194,16 @@ class Renderer:
         if "there are: " in str(error.message) or "is undefined" not in str(error.message):
             return ""
         return f"; there are: {', '.join(sorted(self._names))}, and Airflow's own names"
+
+
+def expression_of(template: str) -> str | None:
+    """Return what stands in the braces of ``{{ … }}``; None where there is anything else."""
+    found = _EXPRESSION.fullmatch(template.strip())
+    return found["inside"] if found else None
+
+
+def _one_word(value: Any) -> str:
+    return shlex.quote(str(value))
 
 
 def _place(error: BaseException, name: str) -> str:

@@ -27,7 +27,8 @@ class Finished:
 
     :param command: the command, as the workflow has it.
     :param returncode: its exit code; negative for the signal that ended it.
-    :param output: the end of what it wrote, both streams in one.
+    :param output: the end of what it wrote: both streams in one, unless they were to be apart.
+    :param errors: the end of its second stream, where they were.
     :param seconds: how long it took.
     """
 
@@ -35,13 +36,15 @@ class Finished:
     returncode: int
     output: str
     seconds: float
+    errors: str = ""
 
 
-def run_command(task: AgentTask, command: str) -> Finished:
+def run_command(task: AgentTask, command: str, *, apart: bool = False) -> Finished:
     """Run a shell command in the workspace, in a box of its own.
 
     :param task: whose workspace, home, confinement and limits are the command's.
     :param command: for ``/bin/sh``.
+    :param apart: whether its two streams are kept apart.
     :raises TimedOut: if the attempt's time is over before the command has ended.
     :raises PolicyViolation: if it wrote more than it may.
     :raises InvalidDefinition: where the sandbox is required and does not work.
@@ -53,17 +56,18 @@ def run_command(task: AgentTask, command: str) -> Finished:
             cwd=task.workspace,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.PIPE if apart else subprocess.STDOUT,
         )
         assert process.stdout is not None
         tail = _Tail(process.stdout)
+        errors = _Tail(process.stderr) if process.stderr is not None else None
         try:
             process.wait(timeout=max(0.1, task.limits.remaining))
         except subprocess.TimeoutExpired:
             raise TimedOut(
                 f"the command `{command}` had not ended when the attempt's timeout of "
                 f"{task.limits.timeout:g} s was over",
-                raw=tail.text()[-2000:],
+                raw=(errors or tail).text()[-2000:],
             ) from None
         finally:
             # What it left in the background ends with it, and with that the output.
@@ -71,9 +75,17 @@ def run_command(task: AgentTask, command: str) -> Finished:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_DRAIN_SECONDS)
             tail.join()
+            if errors is not None:
+                errors.join()
         if box.violation is not None:
             raise box.violation
-    return Finished(command, process.returncode, tail.text(), time.monotonic() - began)
+    return Finished(
+        command,
+        process.returncode,
+        tail.text(),
+        time.monotonic() - began,
+        errors.text() if errors is not None else "",
+    )
 
 
 class _Tail:
