@@ -66,7 +66,7 @@ class StepInputs:
         url, ref, conn_id = operator.repository, operator.ref, operator.repository_conn_id
         if not operator.repository_is_given:
             return repository_access(url, ref, conn_id)
-        allowed = self._settings.repositories
+        allowed = self.settings.repositories
         return given_repository(url, ref, conn_id, own=operator.own_repository, allowed=allowed)
 
     @cached_property

@@ -66,8 +66,8 @@ class AllowList:
     """The repositories that runs may name, as the setting ``[agents] repositories`` has them.
 
     A pattern is a URL or an absolute path in which ``*`` is any text and ``?`` one character. Host
-    and path are compared each for itself, so that no ``*`` of one reaches into the other; a ``.git``
-    at the end of a URL may be missing in its pattern. The pattern ``*`` alone allows all.
+    and path are compared each for itself, so that no ``*`` of one reaches into the other; a
+    ``.git`` at the end of a URL may be missing in its pattern. ``*`` alone allows all.
 
     :param patterns: the patterns.
     :raises ValueError: if one of them can match nothing; the text says why.

@@ -98,13 +98,13 @@ def test_credentials_need_a_host_in_full(patterns: str, expected: bool) -> None:
 
 @pytest.mark.parametrize("pattern", ["github.com/you/*", "you/*", "ext::*", "ftp://*", "https://u@h"])
 def test_a_pattern_that_can_match_nothing_is_an_error(pattern: str) -> None:
-    with pytest.raises(ValueError, match="write one such as https://github.com/you/"):
+    with pytest.raises(ValueError, match="write one such as"):
         AllowList([pattern])
 
 
 @pytest.mark.parametrize(("patterns", "has"), [(["/a/*", "/b/*"], r"/a/\*, /b/\*"), ([], "nothing")])
 def test_the_error_says_what_is_allowed(patterns: list[str], has: str) -> None:
-    with pytest.raises(PolicyViolation, match=f"repository x is not allowed .* has: {has};"):
+    with pytest.raises(PolicyViolation, match=rf"repository x is not allowed .* has: {has};"):
         AllowList(patterns).check("https://example.org/x", "repository x")
 
 
@@ -119,6 +119,6 @@ def test_gits_own_list_of_protocols_holds_in_any_case(
     monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
     monkeypatch.setenv("GIT_CONFIG_KEY_0", "protocol.allow")
     monkeypatch.setenv("GIT_CONFIG_VALUE_0", "always")
-    with pytest.raises(AgentFailure, match="not allowed|unable to find remote helper"):
+    with pytest.raises(AgentFailure, match=r"not allowed|unable to find remote helper"):
         resolve_base(Repository(url.format(canary=canary), "main"), tmp_path / "mirrors")
     assert not canary.exists()
