@@ -74,7 +74,7 @@ def test_what_the_workflow_names_is_always_allowed(bench: Bench) -> None:
         """,
     )
     assert dag.test().state == "success"
-    assert dag.test(run_conf={"repository": str(remote), "ref": "main"}).state == "success"
+    assert dag.test(run_conf={"repository": str(remote)}).state == "success"
     assert dag.test(run_conf={"repository": f"{remote}/"}).state == "failed"
     # None at all is the run's own empty one.
     assert dag.test(run_conf={"repository": None}).state == "success"
