@@ -152,6 +152,7 @@ def _arguments(
     arguments["repository"] = _REPOSITORY
     arguments["ref"] = _REF
     if workflow.repository:
+        arguments["own_repository"] = workflow.repository.url
         arguments["repository_conn_id"] = workflow.repository.connection
     return operator, arguments
 
