@@ -456,10 +456,10 @@ class Approve(_Strict):
     """What a person is asked.
 
     :param subject: the question, a template.
-    :param body: what helps to decide, a Markdown template; None shows the outputs, changes and
+    :param body: what helps to decide, a Markdown template; by default the outputs, changes and
         costs of the steps before.
     :param options: what may be chosen beside ``Reject``; each of them approves.
-    :param timeout: how long an answer is waited for; None waits for ever.
+    :param timeout: how long an answer is waited for; by default for ever.
     :param assignees: ids of Airflow's users who may answer; empty lets everybody who may.
     :param on_reject: what a rejection does: ``fail`` the step (the default), ``skip`` it, or let
         the run ``continue``.

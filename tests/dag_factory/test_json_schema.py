@@ -131,6 +131,19 @@ WHOLE: dict[str, Any] = {
             "pool": "commands",
             "priority": -1,
         },
+        {
+            "id": "go",
+            "approve": {
+                "subject": "Go on?",
+                "body": "See {{ steps.lint.output }}.",
+                "options": ["Now", "Later"],
+                "timeout": "2d",
+                "assignees": "ada",
+                "on_reject": "continue",
+            },
+            "depends_on": "lint",
+        },
+        {"id": "sure", "approve": "Sure?", "depends_on": "go"},
     ],
 }
 #: Of a dialect whose own schema says other things than the newest one's.
