@@ -329,11 +329,16 @@ class Repository(_Strict):
     :param url: URL or path; empty for a new empty repository per run.
     :param ref: branch, tag or commit to start from; empty takes the default branch.
     :param connection: id of a connection of type ``git``, for a private repository.
+    :param submodules: whether workspaces hold the files of submodules, to read.
+    :param sparse: patterns of the files that workspaces hold, beside those at the top; empty for
+        all. They are those of ``paths``.
     """
 
     url: Annotated[Text, AfterValidator(_repository_url)]
     ref: str = ""
     connection: Text | None = None
+    submodules: bool = False
+    sparse: Patterns = []
 
 
 def _repository(value: Any) -> Any:

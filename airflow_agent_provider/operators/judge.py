@@ -91,6 +91,13 @@ def judge(
     output: Any = None
     faults: list[AgentFailure] = []
     policy = _policy_faults(rules, workspace.changed_paths(commit))
+    if unkept := workspace.unkept_changes(commit):
+        policy.append(
+            PolicyViolation(
+                f"a step can read the files of submodules and not change them, but "
+                f"{_shown(unkept)} changed; undo that"
+            )
+        )
     faults += policy
     try:
         output = _output(rules, workspace, answer)
