@@ -278,7 +278,7 @@ class Workspace:
                 "--ignore-submodules=none", self.start, commit,
             )  # fmt: skip
 
-    def unkept_changes(self, commit: str) -> list[str]:
+    def submodule_changes(self, commit: str) -> list[str]:
         """Return what has changed that a step cannot change: ``commit`` is the last step's.
 
         These are files of submodules, where the workspace holds them, and submodules of which a
