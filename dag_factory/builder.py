@@ -154,6 +154,8 @@ def _arguments(
     if workflow.repository:
         arguments["own_repository"] = workflow.repository.url
         arguments["repository_conn_id"] = workflow.repository.connection
+        arguments["submodules"] = workflow.repository.submodules
+        arguments["sparse"] = workflow.repository.sparse
     return operator, arguments
 
 

@@ -332,11 +332,16 @@ class Repository(_Strict):
     :param url: URL or path.
     :param ref: branch, tag or commit to start from; default the repository's default branch.
     :param connection: id of a connection of type ``git``, for a private repository.
+    :param submodules: whether workspaces hold the files of submodules, to read.
+    :param sparse: patterns, as in ``paths``, of the files that workspaces hold, beside those at
+        the top; default all.
     """
 
     url: Annotated[Text, AfterValidator(_repository_url)]
     ref: str = ""
     connection: Text | None = None
+    submodules: bool = False
+    sparse: Patterns = []
 
 
 def _repository(value: Any) -> Any:

@@ -14,11 +14,16 @@ from airflow_agent_provider.agents.contract import Access, Sandbox
 from airflow_agent_provider.agents.failures import InvalidDefinition
 from airflow_agent_provider.agents.identity import AttemptKey, StepKey
 from airflow_agent_provider.hooks.artifacts import ArtifactStore, SwapConflict
-from airflow_agent_provider.hooks.repository import given_repository, repository_access
+from airflow_agent_provider.hooks.repository import (
+    given_repository,
+    repository_access,
+    submodule_source,
+)
 from airflow_agent_provider.operators.judge import Rules
 from airflow_agent_provider.operators.templates import StepTemplates
 from airflow_agent_provider.sandbox.box import works
 from airflow_agent_provider.sandbox.git_box import GitBox
+from airflow_agent_provider.workspace.checkout import Checkout
 from airflow_agent_provider.workspace.git import PLAIN, GitRunner, GitRunners
 from airflow_agent_provider.workspace.repository import Repository, resolve_base
 from airflow_agent_provider.workspace.workspace import Upstream, Workspace
@@ -101,8 +106,15 @@ class StepInputs:
             base=self.base,
             upstreams=self._upstreams(scratch),
             checkpoint=kept,
+            checkout=self._checkout(),
             runners=git_runners(self.settings.confinement.sandbox),
         )
+
+    def _checkout(self) -> Checkout:
+        operator = self._operator
+        allowed = self.settings.repositories
+        source = submodule_source(allowed) if operator.submodules else None
+        return Checkout(operator.sparse, source)
 
     def _upstreams(self, scratch: Path) -> list[Upstream]:
         found = []

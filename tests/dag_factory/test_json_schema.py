@@ -61,7 +61,13 @@ WHOLE: dict[str, Any] = {
     "timezone": "Europe/Berlin",
     "max_active_runs": 1,
     "params": {"depth": {"type": "integer", "minimum": 1, "default": 2}},
-    "repository": {"url": "https://example.com/r.git", "ref": "main", "connection": "git"},
+    "repository": {
+        "url": "https://example.com/r.git",
+        "ref": "main",
+        "connection": "git",
+        "submodules": True,
+        "sparse": ["src/**"],
+    },
     "setup": {"run": ["uv sync"], "files": ["uv.lock"]},
     "budget": {"usd": 5, "tokens": 1000},
     "defaults": {
