@@ -13,6 +13,12 @@ from typing import TYPE_CHECKING, Any
 from airflow_agent_provider.agents.contract import Access, Sandbox
 from airflow_agent_provider.agents.failures import InvalidDefinition
 from airflow_agent_provider.agents.identity import AttemptKey, StepKey
+from airflow_agent_provider.agents.template_names import (
+    EarlyNames,
+    EarlyRunNames,
+    Names,
+    RunNames,
+)
 from airflow_agent_provider.hooks.artifacts import ArtifactStore, SwapConflict
 from airflow_agent_provider.hooks.repository import repository_access
 from airflow_agent_provider.operators.judge import Rules
@@ -211,17 +217,22 @@ class StepInputs:
             one.
         """
         step = self.step
-        run = {"id": step.run_id, "branch": step.run_branch}
-        names = {
+        early: EarlyRunNames = {"id": step.run_id, "branch": step.run_branch}
+        names: EarlyNames = {
             "params": self._context["params"],
             "steps": self._steps(),
-            "run": run,
+            "run": early,
             "workflow": {"name": step.dag_id, "step": step.step_id},
         }
         if workspace is None:
-            return names
-        run |= {"base": workspace.base, "start": workspace.start}
-        return {**names, "file": lambda path: workspace.read_output(path).decode(errors="replace")}
+            return dict(names)
+        run: RunNames = {**early, "base": workspace.base, "start": workspace.start}
+        whole: Names = {
+            **names,
+            "run": run,
+            "file": lambda path: workspace.read_output(path).decode(errors="replace"),
+        }
+        return dict(whole)
 
     def _steps(self) -> Steps:
         upstream = self._operator.get_flat_relative_ids(upstream=True)

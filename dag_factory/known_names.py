@@ -1,0 +1,193 @@
+"""The names that a step's templates may use, and what is known of their values before a run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from functools import cache, cached_property
+from typing import Any
+
+from airflow.sdk.definitions.context import KNOWN_CONTEXT_KEYS
+
+from airflow_agent_provider.agents.template_names import (
+    EarlyNames,
+    EarlyRunNames,
+    RunNames,
+    StepValues,
+    WorkflowNames,
+)
+from dag_factory.errors import closest, nearest, show
+from dag_factory.files import Files
+from dag_factory.parts import RawStep, as_mapping
+from dag_factory.schedule import OWN_PARAMS
+from dag_factory.shapes import Fields, Missing, OfSchema, PlainText, Shape, of_value
+from dag_factory.templates import global_names
+
+#: The names of a template, each with what is known of its value; None for nothing.
+Names = Mapping[str, Shape | None]
+
+# What makes a step one whose results are those of an attempt, and what makes several of one step.
+_ATTEMPTED = frozenset(("prompt", "run"))
+_SEVERAL = frozenset(("for_each", "pick"))
+
+
+class KnownNames:
+    """The names that the templates of a workflow's steps may use.
+
+    :param workflow: the workflow's values.
+    :param steps: its steps.
+    :param files: where schemas are.
+    """
+
+    def __init__(self, workflow: dict[str, Any], steps: list[RawStep], files: Files) -> None:
+        self._workflow = workflow
+        self._files = files
+        self._results = {
+            step.id: _StepResult(step, files) if _is_attempted(step) else None
+            for step in steps
+            if step.id is not None
+        }
+
+    def early(self, step_id: str, upstream: Collection[str] | None) -> dict[str, Shape | None]:
+        """Return the names of a template that is rendered before the step has a workspace.
+
+        :param step_id: the step that the template belongs to.
+        :param upstream: the ids of all steps that come before it; None where that is not known.
+        """
+        steps = None if upstream is None else _Steps(step_id, upstream, self._results)
+        return {
+            **_open_names(),
+            "params": self._params,
+            "steps": steps,
+            "run": _EARLY_RUN,
+            "workflow": _WORKFLOW,
+        }
+
+    def late(self, step_id: str, upstream: Collection[str] | None) -> dict[str, Shape | None]:
+        """Return the names of a template that is rendered in the step's workspace; see above."""
+        return {**self.early(step_id, upstream), "run": _RUN, "file": None}
+
+    def prompt(self, step: RawStep, upstream: Collection[str] | None) -> dict[str, Shape | None]:
+        """Return the names of a step's prompt."""
+        context = of_value("'context'", as_mapping(step.values.get("context")))
+        return {**self.late(step.id or "", upstream), "context": context}
+
+    @cached_property
+    def _params(self) -> Shape:
+        params = as_mapping(self._workflow.get("params"))
+        known = {name: _param(name, schema) for name, schema in params.items()}
+        return _Params({**dict.fromkeys(OWN_PARAMS), **known})
+
+
+@cache
+def imported_names() -> Names:
+    """Return the names of a template that is imported, if not ``with context``."""
+    return dict.fromkeys(global_names())
+
+
+def unknown_name(name: str, names: Names) -> str:
+    """Return what is said of a name that there is not."""
+    if name in EarlyNames.__annotations__ and name not in names:
+        return f"an imported template does not know {show(name)}; import it 'with context'"
+    for owner in ("params", "steps", "context"):
+        # People forget to say where a name belongs.
+        if name in getattr(names.get(owner), "names", ()):
+            return f"unknown name {show(name)}; did you mean '{owner}.{name}'?"
+    if closest(name, names):
+        return f"unknown name {show(name)}; {nearest(name, names)}"
+    own = ", ".join(sorted(set(names) - set(_open_names()) | {"params"} & set(names)))
+    return f"unknown name {show(name)}; there are {own}, and Airflow's own names"
+
+
+@cache
+def _open_names() -> dict[str, Shape | None]:
+    return dict.fromkeys((*global_names(), *KNOWN_CONTEXT_KEYS))
+
+
+_EARLY_RUN = Fields("'run'", dict.fromkeys(EarlyRunNames.__annotations__))
+_RUN = Fields("'run'", dict.fromkeys(RunNames.__annotations__))
+_WORKFLOW = Fields("'workflow'", dict.fromkeys(WorkflowNames.__annotations__))
+
+
+class _Params(Fields):
+    def __init__(self, fields: Mapping[str, Shape | None]) -> None:
+        super().__init__("'params'", fields)
+
+    def missing(self, key: str) -> str:
+        if closest(key, self.fields):
+            return f"the param {show(key)} is not declared; {nearest(key, self.fields)}"
+        there_are = ", ".join(sorted(self.fields))
+        advice = f"declare it under 'params', beside {there_are}"
+        return f"the param {show(key)} is not declared; {advice}"
+
+
+def _param(name: str, schema: Any) -> Shape | None:
+    return OfSchema(f"the param {show(name)}", schema, schema) if isinstance(schema, dict) else None
+
+
+class _Steps:
+    """The steps that come before one.
+
+    :param step_id: this step.
+    :param upstream: the ids of those before it.
+    :param results: what is known of the results of all steps.
+    """
+
+    def __init__(
+        self, step_id: str, upstream: Collection[str], results: Mapping[str, Shape | None]
+    ) -> None:
+        self._step_id = step_id
+        self._upstream = upstream
+        self._results = results
+
+    @property
+    def names(self) -> Collection[str]:
+        """The steps' ids."""
+        return self._upstream
+
+    def part(self, key: str | int) -> Shape | Missing | None:
+        if not isinstance(key, str):
+            return None
+        return self._results.get(key) if key in self._upstream else Missing(self._missing(key))
+
+    def _missing(self, key: str) -> str:
+        if key == self._step_id:
+            return f"step {show(key)} reads its own result, which it has not yet; remove this"
+        if key in self._results:
+            return f"{show(key)} is no step before {show(self._step_id)}; add it to 'depends_on'"
+        before = self._upstream if closest(key, self._upstream) else None
+        others = [other for other in self._results if other != self._step_id]
+        hint = nearest(key, before or (others if closest(key, others) else self._upstream))
+        return f"unknown step {show(key)}; {hint}"
+
+
+class _StepResult(Fields):
+    """The result of a step that ends in one attempt.
+
+    :param step: the step.
+    :param files: where its schema may be.
+    """
+
+    def __init__(self, step: RawStep, files: Files) -> None:
+        title = f"the result of step {show(step.id)}"
+        super().__init__(title, dict.fromkeys(StepValues.__annotations__), Mapping)
+        self._step = step
+        self._files = files
+
+    def part(self, key: str | int) -> Shape | Missing | None:
+        return self._output if key == "output" else super().part(key)
+
+    @cached_property
+    def _output(self) -> Shape | None:
+        output = self._step.values.get("output")
+        schema = output.get("schema") if isinstance(output, dict) else None
+        title = f"the output of step {show(self._step.id)}"
+        if schema is None:
+            return PlainText(title, "give that step an 'output' with a 'schema', or remove this")
+        if isinstance(schema, str):
+            schema = self._files.schema(schema)
+        return OfSchema(title, schema, schema)
+
+
+def _is_attempted(step: RawStep) -> bool:
+    kinds = _ATTEMPTED.intersection(step.values)
+    return bool(kinds) and _SEVERAL.isdisjoint(step.values)
