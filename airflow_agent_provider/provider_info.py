@@ -272,6 +272,15 @@ _CONFIG = {
             "step.\n",
             "hosted",
         ),
+        "repositories": _option(
+            "Repositories that a run may name when it is triggered, beside the one in its "
+            "workflow's own file, which is always allowed: URL patterns, separated by spaces, in "
+            "which ``*`` is any text and ``?`` one character. Paths of the worker, and URLs other "
+            "than ``https``, need a pattern of their own. A workflow's connection serves such a "
+            "repository only where a pattern names its host in full. Empty allows none.\n",
+            "https://*",
+            "https://github.com/you/* /srv/git/*",
+        ),
         "lease_ttl": _option(
             "Seconds after which an attempt that no longer renews its lease has lost its step to "
             "the next attempt. It is renewed six times as often.\n",

@@ -14,8 +14,11 @@ from airflow.sdk.configuration import conf
 
 from airflow_agent_provider.agents.contract import Confinement, Sandbox
 from airflow_agent_provider.agents.failures import InvalidDefinition
+from airflow_agent_provider.workspace.allowed import AllowList
 
 SECTION = "agents"
+#: The repositories that a run may name where nobody says otherwise.
+REPOSITORIES = "https://*"
 _MIB = 1024**2
 
 
@@ -33,6 +36,7 @@ class Settings:
     :param push: when the run's branch is pushed to the repository: ``hosted`` or ``always``.
     :param lease_ttl: seconds after which an attempt that renews no more has lost its step.
     :param confinement: the bounds of local agents' programs, but for their network.
+    :param repositories: the repositories that a run may name beside its workflow's own.
     :param prices: path of a JSON file with prices of models; empty for the provider's own alone.
     """
 
@@ -45,6 +49,7 @@ class Settings:
     push: str
     lease_ttl: float
     confinement: Confinement
+    repositories: AllowList
     prices: str
 
 
@@ -61,6 +66,7 @@ def load_settings() -> Settings:
         push=_text("push") or "hosted",
         lease_ttl=conf.getfloat(SECTION, "lease_ttl", fallback=60.0),
         confinement=_confinement(),
+        repositories=_repositories(),
         prices=_text("prices"),
     )
 
@@ -85,6 +91,15 @@ def _confinement() -> Confinement:
         file_size=_mebibytes("sandbox_file_size", default.file_size),
         disk=_mebibytes("sandbox_disk", default.disk),
     )
+
+
+def _repositories() -> AllowList:
+    # Set to nothing, it allows nothing; only where it is not set at all does the default count.
+    patterns = str(conf.get(SECTION, "repositories", fallback=REPOSITORIES) or "")
+    try:
+        return AllowList(patterns.replace(",", " ").split())
+    except ValueError as error:
+        raise InvalidDefinition(f"[agents] repositories: {error}") from error
 
 
 def _mebibytes(option: str, default: int) -> int:

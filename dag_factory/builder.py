@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from datetime import datetime, timedelta
+from datetime import datetime, time, timedelta
 from functools import cache
 from importlib import import_module
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import jinja2
 from airflow.sdk import DAG, BaseOperator, Param
@@ -17,14 +18,17 @@ from airflow_agent_provider.agents.prompt_names import prompt_file
 from airflow_agent_provider.agents.registry import AGENTS
 from dag_factory.definition import (
     Agent,
+    AgentStep,
     Budget,
+    CommandStep,
     Defaults,
     Output,
     Paths,
     Retry,
     Setup,
-    Step,
+    StepBase,
     Workflow,
+    WorkspaceStep,
 )
 from dag_factory.files import Files
 from dag_factory.reader import Definition
@@ -52,13 +56,17 @@ def build(definition: Definition, loader_file: str) -> DAG:
     scheduled = is_scheduled(workflow.schedule)
     shared = _shared_arguments(workflow)
     steps = {step.id: _arguments(step, workflow, files, shared) for step in workflow.steps}
-    # Airflow takes no other number with this schedule.
-    limits: dict[str, Any] = {"max_active_runs": 1} if workflow.schedule == "@continuous" else {}
+    limits: dict[str, Any] = {}
+    if workflow.max_active_runs is not None:
+        limits["max_active_runs"] = workflow.max_active_runs
+    elif workflow.schedule == "@continuous":
+        # Airflow takes no other number with this schedule.
+        limits["max_active_runs"] = 1
     dag = DAG(
         dag_id=workflow.name,
         description=workflow.description or None,
         schedule=workflow.schedule if scheduled else None,
-        start_date=_START if scheduled else None,
+        start_date=_start(workflow) if scheduled else None,
         catchup=False,
         tags=[TAG, *workflow.tags],
         doc_md=_doc_md(definition),
@@ -71,14 +79,18 @@ def build(definition: Definition, loader_file: str) -> DAG:
     # Not in a `with` block: one that raises would still register the half-built DAG. And not born
     # into the DAG: Airflow would copy all of its parameters, twice, into each operator, where they
     # say nothing new. The copies are a fifth of a build by hand, or more.
-    tasks = {
-        step_id: _operator(agent)(**arguments) for step_id, (agent, arguments) in steps.items()
-    }
+    tasks = {step_id: _operator(path)(**arguments) for step_id, (path, arguments) in steps.items()}
     dag.add_tasks(tasks.values())
     for step in workflow.steps:
         if step.depends_on:
             tasks[step.id].set_upstream([tasks[upstream] for upstream in step.depends_on])
     return dag
+
+
+def _start(workflow: Workflow) -> datetime:
+    first = datetime.combine(workflow.start_date, time()) if workflow.start_date else _START
+    # Airflow takes the schedule's time zone from here.
+    return first.replace(tzinfo=ZoneInfo(workflow.timezone)) if workflow.timezone else first
 
 
 def _params(workflow: Workflow) -> dict[str, Param]:
@@ -105,66 +117,107 @@ def _param(definition: dict[str, Any]) -> Param:
 
 
 @cache
-def _operator(agent: str) -> type[BaseOperator]:
-    module, _, name = AGENTS[agent].operator.rpartition(".")
+def _operator(path: str) -> type[BaseOperator]:
+    module, _, name = path.rpartition(".")
     operator: type[BaseOperator] = getattr(import_module(module), name)
     return operator
 
 
 def _shared_arguments(workflow: Workflow) -> dict[str, Any]:
     """Return what the workflow says to the operators of all of its steps alike."""
-    budget, setup = workflow.budget or _NO_BUDGET, workflow.setup or _NO_SETUP
-    return {
-        "budget_usd": budget.usd,
-        "budget_tokens": budget.tokens,
-        "setup_commands": setup.run,
-        "setup_files": setup.files,
-    }
+    setup = workflow.setup or _NO_SETUP
+    owner = {"owner": workflow.owner} if workflow.owner else {}
+    return {"setup_commands": setup.run, "setup_files": setup.files, **owner}
 
 
 def _arguments(
-    step: Step, workflow: Workflow, files: Files, shared: dict[str, Any]
+    step: StepBase, workflow: Workflow, files: Files, shared: dict[str, Any]
 ) -> tuple[str, dict[str, Any]]:
-    """Return the first agent of a step, and the arguments of its operator."""
+    """Return the import path of a step's operator, and the operator's arguments."""
     defaults = workflow.defaults or _NO_DEFAULTS
+    arguments = {"task_id": step.id, **_schedule_arguments(step, defaults), **shared}
+    if isinstance(step, WorkspaceStep):
+        arguments |= _workspace_arguments(step, defaults)
+    if isinstance(step, AgentStep):
+        operator, own = _agent_arguments(step, workflow, defaults)
+    elif isinstance(step, CommandStep):
+        operator, own = _COMMAND, {"run": step.run}
+    else:
+        raise TypeError(f"no operator for a step of the kind {type(step).__name__}")
+    arguments |= own
+    arguments["definition_sha256"] = _digest(operator, arguments, files)
+    # Where a run works and where the files are is no part of what defines the step.
+    arguments["prompt_folders"] = files.folders
+    arguments["repository"] = _REPOSITORY
+    arguments["ref"] = _REF
+    if workflow.repository:
+        arguments["own_repository"] = workflow.repository.url
+        arguments["repository_conn_id"] = workflow.repository.connection
+    return operator, arguments
+
+
+def _schedule_arguments(step: StepBase, defaults: Defaults) -> dict[str, Any]:
+    """Return what says when a step runs, and how often."""
+    arguments = {
+        "when": step.when,
+        "trigger_rule": step.trigger_rule or _trigger_rule(step),
+        "timeout": step.timeout or defaults.timeout or _TIMEOUT,
+        **_retries(step.retry, defaults.retry),
+    }
+    pool = step.pool or defaults.pool
+    if pool is not None:
+        arguments["pool"] = pool
+    priority = defaults.priority if step.priority is None else step.priority
+    if priority is not None:
+        # Of this step alone: by Airflow's default it would be added up over all that follow.
+        arguments |= {"priority_weight": priority, "weight_rule": "absolute"}
+    return arguments
+
+
+def _trigger_rule(step: StepBase) -> str:
+    # Where paths meet, one that was not taken is no reason to stop.
+    return "none_failed_min_one_success" if len(step.depends_on) > 1 else "all_success"
+
+
+def _workspace_arguments(step: WorkspaceStep, defaults: Defaults) -> dict[str, Any]:
+    output, paths = step.output or _NO_OUTPUT, step.paths or _ALL_PATHS
+    return {
+        "access": step.access or defaults.access or "write",
+        "output_path": output.path,
+        "output_schema": output.schema_,
+        "changes": step.changes,
+        "allow_paths": paths.allow,
+        "deny_paths": paths.deny,
+        "network": step.network or defaults.network or "model",
+    }
+
+
+def _agent_arguments(
+    step: AgentStep, workflow: Workflow, defaults: Defaults
+) -> tuple[str, dict[str, Any]]:
     agents = step.agent or defaults.agent
     if not agents:
         raise ValueError(f"step {step.id!r} has no agent; check the definition before building")
     agent, *others = agents
-    output, paths = step.output or _NO_OUTPUT, step.paths or _ALL_PATHS
-    arguments: dict[str, Any] = {
-        "task_id": step.id,
+    budget = workflow.budget or _NO_BUDGET
+    return AGENTS[agent.name].operator, {
         "prompt": step.prompt,
         "prompt_context": step.context,
-        "access": step.access or defaults.access or "write",
-        "output_path": output.path,
-        "output_schema": output.schema_,
         "model": _model(step, agent, defaults),
         "agent_conn_id": agent.connection,
         "options": agent.options,
         "fallbacks": [_fallback(step, other, defaults) for other in others],
         "verify": step.verify,
         "repair": _first(step.repair, defaults.repair, _REPAIR),
-        "changes": step.changes,
-        "allow_paths": paths.allow,
-        "deny_paths": paths.deny,
-        "network": step.network or defaults.network or "model",
-        "timeout": step.timeout or defaults.timeout or _TIMEOUT,
         "stall": step.stall or defaults.stall or _STALL,
         "prompt_contract": _first(step.prompt_contract, defaults.prompt_contract, True),
-        **_retries(step.retry, defaults.retry),
-        **shared,
+        "budget_usd": budget.usd,
+        "budget_tokens": budget.tokens,
     }
-    arguments["definition_sha256"] = _digest(agent.name, arguments, files)
-    # Where a run works and where the files are is no part of what defines the step.
-    arguments["prompt_folders"] = files.folders
-    arguments["repository"] = _REPOSITORY
-    arguments["ref"] = _REF
-    if workflow.repository:
-        arguments["repository_conn_id"] = workflow.repository.connection
-    return agent.name, arguments
 
 
+#: Import path of the operator of a step that is a command.
+_COMMAND = "airflow_agent_provider.operators.command.CommandOperator"
 _NO_DEFAULTS = Defaults.model_construct()
 _NO_OUTPUT = Output.model_construct(path=None, schema_=None)
 _ALL_PATHS = Paths.model_construct(allow=[], deny=[])
@@ -180,12 +233,12 @@ def _first(*values: Any) -> Any:
     return next(value for value in values if value is not None)
 
 
-def _model(step: Step, agent: Agent, defaults: Defaults) -> str | None:
+def _model(step: AgentStep, agent: Agent, defaults: Defaults) -> str | None:
     # Of an agent that the step names itself, only what the step or all steps say.
     return step.model or agent.model or defaults.model
 
 
-def _fallback(step: Step, agent: Agent, defaults: Defaults) -> dict[str, Any]:
+def _fallback(step: AgentStep, agent: Agent, defaults: Defaults) -> dict[str, Any]:
     """Return an agent that takes over where those before it in the list cannot serve."""
     return {
         "agent": agent.name,
@@ -215,14 +268,14 @@ def _merged(retry: Retry | None, default: Retry | None) -> Retry:
     )
 
 
-def _digest(agent: str, arguments: dict[str, Any], files: Files) -> str:
+def _digest(operator: str, arguments: dict[str, Any], files: Files) -> str:
     """Return the SHA-256 of what defines a step, the contents of its files included."""
-    prompt, schema = arguments["prompt"], arguments["output_schema"]
+    prompt, schema = arguments.get("prompt", ""), arguments.get("output_schema")
     contents = [
         files.digest(prompt) if prompt_file(prompt) else "",
         files.digest(schema) if isinstance(schema, str) else "",
     ]
-    defined = json.dumps([agent, arguments, contents], sort_keys=True, default=str)
+    defined = json.dumps([operator, arguments, contents], sort_keys=True, default=str)
     return hashlib.sha256(defined.encode()).hexdigest()
 
 
@@ -242,6 +295,10 @@ def _doc_md(definition: Definition) -> str:
 
 
 def _files_of(workflow: Workflow) -> list[str]:
-    prompts = {step.prompt for step in workflow.steps if prompt_file(step.prompt)}
+    prompts = {
+        step.prompt
+        for step in workflow.steps
+        if isinstance(step, AgentStep) and prompt_file(step.prompt)
+    }
     outputs = (step.output.schema_ for step in workflow.steps if step.output)
     return sorted(prompts.union(schema for schema in outputs if isinstance(schema, str)))

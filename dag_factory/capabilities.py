@@ -25,6 +25,8 @@ def check_agents(workflow: dict[str, Any], steps: list[RawStep]) -> Iterator[Fau
     shared = _named(defaults.get("agent"), ("defaults", "agent"))
     yield from _check_names(shared)
     for step in steps:
+        if not step.is_agents:
+            continue
         given = step.values.get("agent")
         own = _named(given, (*step.path, "agent"))
         yield from _check_names(own)

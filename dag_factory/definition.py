@@ -6,7 +6,8 @@ A validator that fails says what is wrong and, after a semicolon, what is allowe
 # Pydantic would evaluate postponed annotations one by one, a third of this module's import; so
 # there is no `from __future__ import annotations` here.
 import re
-from datetime import timedelta
+from contextlib import suppress
+from datetime import date, timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -14,7 +15,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     model_validator,
 )
 
@@ -23,18 +26,17 @@ from airflow_agent_provider.agents.path_patterns import pattern_fault
 from dag_factory.errors import closest, nearest, show
 
 #: Kinds of steps that this release does not know yet, by the key that makes a step one of them.
-LATER_KINDS = frozenset(("run", "approve", "repeat", "publish", "workflow"))
-_LATER_STEP_SETTINGS = frozenset(("pool", "priority", "resources"))
+LATER_KINDS = frozenset(("approve", "repeat", "publish", "workflow"))
+_LATER_STEP_SETTINGS = frozenset(("resources",))
+_LATER_STEP_KEYS = _LATER_STEP_SETTINGS.union(
+    ("pick", "on_conflict", "for_each", "max_parallel", "params"), LATER_KINDS
+)
 #: Keys of the language that this release does not know yet, by the model they belong to.
 LATER: dict[str, frozenset[str]] = {
-    "Workflow": frozenset(
-        ("owner", "start_date", "timezone", "max_active_runs", "outlets", "deadline")
-    ),
+    "Workflow": frozenset(("outlets", "deadline")),
     "Defaults": _LATER_STEP_SETTINGS,
-    "Step": _LATER_STEP_SETTINGS.union(
-        ("pick", "on_conflict", "trigger_rule", "when", "for_each", "max_parallel", "params"),
-        LATER_KINDS,
-    ),
+    "AgentStep": _LATER_STEP_KEYS,
+    "CommandStep": _LATER_STEP_KEYS,
 }
 
 #: Failure classes that ``retry: {on: …}`` may name: of the others, no retry can help.
@@ -43,6 +45,8 @@ RETRYABLE = tuple(name for name, cls in FAILURE_CLASSES.items() if cls.retryable
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 _DURATION = re.compile(r"(?:([0-9]{1,4})d)?(?:([0-9]{1,5})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,8})s)?")
 _LONGEST = timedelta(days=365)
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_EXPRESSION = re.compile(r"\{\{(?:(?!\}\}|\{\{).)+\}\}", re.DOTALL)
 _CREDENTIALS = r"https?://[^/\s]*@"
 
 
@@ -77,6 +81,35 @@ def _repository_url(value: str) -> str:
             "the URL holds credentials, which everybody could read; "
             "put them into a connection of type git, and name it with 'connection'"
         )
+    return value
+
+
+def _expression(value: str) -> str:
+    if not _EXPRESSION.fullmatch(value.strip()):
+        raise ValueError(
+            f"{show(value)} is no expression; one in double braces and nothing else, such as "
+            "'{{ steps.review.output.approved }}'"
+        )
+    return value
+
+
+def _date(value: Any) -> date:
+    # YAML's own dates are texts here.
+    if isinstance(value, str) and _DATE.fullmatch(value):
+        with suppress(ValueError):
+            return date.fromisoformat(value)
+    raise ValueError(f"{show(value)} is no date; write 2026-01-31")
+
+
+def _timezone(value: str) -> str:
+    from zoneinfo import ZoneInfo, available_timezones
+
+    try:
+        ZoneInfo(value)
+    except (ValueError, OSError, LookupError):
+        names = available_timezones()
+        hint = nearest(value, names) if closest(value, names) else "such as Europe/Berlin or UTC"
+        raise ValueError(f"unknown time zone {show(value)}; {hint}") from None
     return value
 
 
@@ -126,6 +159,22 @@ Name = Annotated[str, AfterValidator(_name)]
 Text = Annotated[str, Field(min_length=1)]
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
 AccessMode = Literal["write", "read_only"]
+#: Airflow's own, as of 3.3 (``airflow.sdk.TriggerRule``).
+TriggerRule = Literal[
+    "all_success",
+    "all_failed",
+    "all_done",
+    "all_done_min_one_success",
+    "all_done_setup_success",
+    "one_success",
+    "one_failed",
+    "one_done",
+    "none_failed",
+    "none_failed_min_one_success",
+    "none_skipped",
+    "all_skipped",
+    "always",
+]
 NetworkMode = Literal["model", "open"]
 WorkspacePath = Annotated[Text, AfterValidator(_workspace_path)]
 Command = Annotated[Text, AfterValidator(_command)]
@@ -291,6 +340,9 @@ def _repository(value: Any) -> Any:
     return {"url": value} if isinstance(value, str) else value
 
 
+Repair = Annotated[int, Field(ge=0, le=10)]
+# What Airflow's databases hold.
+Priority = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 AgentField = Annotated[list[Agent], Field(min_length=1), BeforeValidator(_agents)]
 RetryField = Annotated[Retry, BeforeValidator(_retry)]
 
@@ -306,48 +358,111 @@ class Defaults(_Strict):
     stall: Duration | None = None
     prompt_contract: bool | None = None
     network: NetworkMode | None = None
-    repair: Annotated[int, Field(ge=0, le=10)] | None = None
+    repair: Repair | None = None
+    pool: Text | None = None
+    priority: Priority | None = None
 
 
-class Step(Defaults):
+class StepBase(_Strict):
+    """What every kind of step has.
+
+    :param id: name of the step; later templates read its output as ``{{ steps.<id>.output }}``.
+    :param depends_on: ids of the steps that come first.
+    :param when: expression in the braces of a template; where it is false, the step is skipped,
+        and with it what depends on it alone.
+    :param trigger_rule: one of Airflow's rules of what must have become of the steps before; the
+        default is that none has failed and, of several, at least one was not skipped.
+    :param retry: when a failed step is tried again.
+    :param timeout: time for one attempt; default 1 h.
+    :param pool: Airflow's pool of which an attempt takes a slot, so that a team can bound how many
+        agents of a vendor work at once.
+    :param priority: of the attempts that wait for a slot, those with the highest come first.
+    """
+
+    id: Name
+    depends_on: Annotated[list[Text], BeforeValidator(_one_or_list)] = []
+    when: Annotated[Text, AfterValidator(_expression)] | None = None
+    trigger_rule: TriggerRule | None = None
+    retry: RetryField | None = None
+    timeout: Duration | None = None
+    pool: Text | None = None
+    priority: Priority | None = None
+
+
+class WorkspaceStep(StepBase):
+    """What every kind of step has that works in the run's repository.
+
+    :param access: what may be done to the workspace; default ``write``.
+    :param output: what the step hands on; by default what the agent says in the end, or what the
+        command writes to its standard output.
+    :param changes: whether the step must, may or must not change files; default ``allowed``, and
+        ``forbidden`` where the access is ``read_only``.
+    :param paths: which files it may change; None for all.
+    :param network: what is reached from the workspace: the agent's ``model`` alone (the default),
+        or what the worker reaches (``open``).
+    """
+
+    access: AccessMode | None = None
+    output: Annotated[Output, BeforeValidator(_output)] | None = None
+    changes: Literal["required", "allowed", "forbidden"] | None = None
+    paths: Paths | None = None
+    network: NetworkMode | None = None
+
+
+class AgentStep(WorkspaceStep):
     """One agent's part of a workflow.
 
-    :param id: name of the step; later prompts read its output as ``{{ steps.<id>.output }}``.
     :param agent: who does it; of several, each takes over where the one before cannot serve.
     :param model: the vendor's model name.
     :param prompt: name of a template, an ``s3://`` URL of one, or the text itself.
     :param context: more names for the template, as ``{{ context.<name> }}``.
-    :param access: what the agent may do to the workspace; default ``write``.
-    :param output: what the step hands on; default the agent's final answer.
-    :param changes: whether the step must, may or must not change files; default ``allowed``, and
-        ``forbidden`` where the access is ``read_only``.
-    :param paths: which files it may change; None for all.
     :param verify: shell commands that must succeed on what the agent left.
     :param repair: how often the agent is told, in the same session, what its work fails on before
         the attempt has failed; default 2.
-    :param depends_on: ids of the steps that come first.
-    :param retry: when a failed step is tried again.
-    :param timeout: time for one attempt; default 1 h.
     :param stall: time without a sign of life after which an attempt has failed; default 10 min.
-    :param network: what the agent can reach: its ``model`` alone (the default), or what the worker
-        can (``open``).
     :param prompt_contract: whether the prompt ends in a statement of the step's contract.
     """
 
-    id: Name
+    agent: AgentField | None = None
+    model: Text | None = None
     prompt: Text
     context: dict[str, Any] = {}
-    output: Annotated[Output, BeforeValidator(_output)] | None = None
-    changes: Literal["required", "allowed", "forbidden"] | None = None
-    paths: Paths | None = None
     verify: Annotated[list[Command], BeforeValidator(_one_or_list)] = []
-    depends_on: Annotated[list[Text], BeforeValidator(_one_or_list)] = []
+    repair: Repair | None = None
+    stall: Duration | None = None
+    prompt_contract: bool | None = None
 
     @model_validator(mode="after")
-    def _one_model(self) -> "Step":
+    def _one_model(self) -> "AgentStep":
         if self.model is not None and any(agent.model for agent in self.agent or ()):
             raise ValueError("the model is given twice; keep 'model' here or under 'agent'")
         return self
+
+
+class CommandStep(WorkspaceStep):
+    """A command in the workspace, in the sandbox.
+
+    :param run: the command, for ``/bin/sh -e``; a template, into which each value goes as one
+        quoted word.
+    """
+
+    run: Command
+
+
+#: The kinds of steps, by the names that the errors' paths have them under.
+KINDS: dict[str, type[StepBase]] = {"(agent step)": AgentStep, "(command step)": CommandStep}
+
+
+def _kind(value: Any) -> str:
+    """Return which kind of step a value is: by the key that says what is to be done."""
+    given = value if isinstance(value, dict) else {}
+    return "(command step)" if "run" in given and "prompt" not in given else "(agent step)"
+
+
+Step = Annotated[
+    Annotated[AgentStep, Tag("(agent step)")] | Annotated[CommandStep, Tag("(command step)")],
+    Discriminator(_kind),
+]
 
 
 class Workflow(_Strict):
@@ -356,7 +471,11 @@ class Workflow(_Strict):
     :param name: the workflow's name, its DAG's id and the stem of its file.
     :param description: one line for lists of workflows.
     :param tags: words to filter workflows by.
+    :param owner: who answers for the workflow, as Airflow shows it.
     :param schedule: a cron expression or a preset such as ``@daily``; None runs on demand only.
+    :param start_date: the first day on which the schedule starts runs.
+    :param timezone: the schedule's time zone, such as ``Europe/Berlin``; default Airflow's own.
+    :param max_active_runs: how many runs may be active at once; default Airflow's own.
     :param params: JSON schema of each parameter that a run may set.
     :param repository: the repository to work on; None for a new empty one per run.
     :param setup: what a workspace needs before any step.
@@ -368,7 +487,11 @@ class Workflow(_Strict):
     name: Name
     description: str = ""
     tags: list[Annotated[str, Field(min_length=1, max_length=100)]] = []
+    owner: Text | None = None
     schedule: str | None = None
+    start_date: Annotated[date, BeforeValidator(_date)] | None = None
+    timezone: Annotated[Text, AfterValidator(_timezone)] | None = None
+    max_active_runs: Annotated[int, Field(ge=1, le=100_000)] | None = None
     params: dict[str, dict[str, Any]] = {}
     repository: Annotated[Repository, BeforeValidator(_repository)] | None = None
     setup: Setup | None = None

@@ -10,17 +10,20 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from dag_factory.definition import (
+    KINDS,
     LATER,
     LATER_KINDS,
     Agent,
+    AgentStep,
     Budget,
+    CommandStep,
     Defaults,
     Output,
     Paths,
     Repository,
     Retry,
     Setup,
-    Step,
+    StepBase,
     Workflow,
 )
 from dag_factory.errors import Fault, nearest, show
@@ -28,7 +31,6 @@ from dag_factory.errors import Fault, nearest, show
 # The model that a value of this key is held against.
 _MODELS: dict[str | None, type[BaseModel]] = {
     None: Workflow,
-    "steps": Step,
     "defaults": Defaults,
     "agent": Agent,
     "output": Output,
@@ -39,10 +41,15 @@ _MODELS: dict[str | None, type[BaseModel]] = {
     "budget": Budget,
 }
 
+#: The key that says what a step does, by which its kind is known.
+_KIND_OF: dict[str, type[StepBase]] = {"prompt": AgentStep, "run": CommandStep}
+
 # The numbers that a value of this key may be.
 _RANGES = {
     "count": "a whole number from 0 to 100",
     "repair": "a whole number from 0 to 10",
+    "max_active_runs": "a whole number from 1 to 100000",
+    "priority": "a whole number such as 10",
     "usd": "a number above 0",
     "tokens": "a whole number above 0",
 }
@@ -52,6 +59,9 @@ _FORMS = {
     "agent": "a name, a mapping of name, model, connection and options, or a list of these",
     "output": "a path, or a mapping of path and schema",
     "retry": "a number, or a mapping of count, delay, backoff, max_delay and on",
+    "pool": "the name of one of Airflow's pools",
+    "max_active_runs": "such as 1",
+    "priority": "such as 10",
     "on": "the name of a failure class such as Unavailable, or a list of names",
     "verify": "a shell command such as pytest -q, or a list of commands",
     "run": "a shell command such as uv sync, or a list of commands",
@@ -78,8 +88,16 @@ _FORMS = {
 def translate(error: ValidationError) -> Iterator[Fault]:
     """Yield what pydantic found wrong with a :class:`~dag_factory.definition.Workflow`."""
     for details in error.errors(include_url=False):
+        details = _without_kind(details)
         if not _follows_from_kind(details):
             yield _TRANSLATIONS.get(details["type"], _other)(details)
+
+
+def _without_kind(details: ErrorDetails) -> ErrorDetails:
+    """Return the details with a step's kind beside the path, where pydantic has it inside."""
+    kind = next((part for part in details["loc"] if part in KINDS), None)
+    path = tuple(part for part in details["loc"] if part not in KINDS)
+    return {**details, "loc": path, "ctx": {**details.get("ctx", {}), "kind": kind}}
 
 
 def _follows_from_kind(details: ErrorDetails) -> bool:
@@ -91,9 +109,10 @@ def _key(details: ErrorDetails) -> str | None:
     return next((part for part in reversed(details["loc"]) if isinstance(part, str)), None)
 
 
-def _model(path: tuple[str | int, ...]) -> type[BaseModel]:
-    key = next((part for part in reversed(path) if isinstance(part, str)), None)
-    return _MODELS[key]
+def _model(details: ErrorDetails) -> type[BaseModel]:
+    """Return the model that lacks a key, or has one too many: the last of the path."""
+    key = next((part for part in reversed(details["loc"][:-1]) if isinstance(part, str)), None)
+    return KINDS[details["ctx"]["kind"]] if key == "steps" else _MODELS[key]
 
 
 def _keys(model: type[BaseModel]) -> list[str]:
@@ -111,8 +130,8 @@ def _called(details: ErrorDetails) -> str:
 
 
 def _unknown_key(details: ErrorDetails) -> Fault:
-    path = details["loc"]
-    model, key = _model(path[:-1]), str(path[-1])
+    path, model = details["loc"], _model(details)
+    key = str(path[-1])
     if key in LATER.get(model.__name__, ()):
         return Fault(path, f"{key!r} is not supported yet; remove it", at_key=True)
     if place := _right_place(model, key):
@@ -122,22 +141,36 @@ def _unknown_key(details: ErrorDetails) -> Fault:
 
 def _right_place(model: type[BaseModel], key: str) -> str | None:
     """Return where a key of the language belongs, None if it is no key of the language."""
-    if model is Step and key in ("budget", "defaults", "repository", "schedule", "setup"):
-        return "it is for the whole workflow, so move it to the file's top level"
+    if issubclass(model, StepBase):
+        if key in ("budget", "defaults", "repository", "schedule", "setup"):
+            return "it is for the whole workflow, so move it to the file's top level"
+        others = [doing for doing, kind in _KIND_OF.items() if key in _keys(kind)]
+        if key in others:
+            own = next(doing for doing, kind in _KIND_OF.items() if kind is model)
+            return f"the step has a {own!r} already, and does one thing; make it two steps"
+        if others:
+            return f"it is for a step with {' or '.join(map(repr, others))}"
     if model is Workflow and key in _keys(Defaults):
         return "it is for steps, so put it under 'defaults' or into a step"
-    if model in (Workflow, Defaults) and key in _keys(Step):
+    if model in (Workflow, Defaults) and any(key in _keys(kind) for kind in KINDS.values()):
         return "it is for one step, so move it there"
     return None
 
 
 def _missing(details: ErrorDetails) -> Fault:
     path, key = details["loc"][:-1], details["loc"][-1]
-    owner = _MODELS[_key({**details, "loc": path})].__name__.lower()
-    step_id = details["input"].get("id")
-    if owner == "step" and isinstance(step_id, str):
-        return Fault(path, f"step {show(step_id)} has no {key!r}; add it")
-    return Fault(path, f"the {owner} has no {key!r}; add it")
+    model, step_id = _model(details), details["input"].get("id")
+    if not issubclass(model, StepBase):
+        return Fault(path, f"the {model.__name__.lower()} has no {key!r}; add it")
+    step = f"step {show(step_id)}" if isinstance(step_id, str) else "the step"
+    other = _or_kind(str(key)) if key in _KIND_OF and "agent" not in details["input"] else ""
+    return Fault(path, f"{step} has no {key!r}; add it{other}")
+
+
+def _or_kind(key: str) -> str:
+    """Return the end of an error about a step that does not say what is to be done."""
+    others = [other for other in _KIND_OF if other != key]
+    return f", or {' or '.join(map(repr, others))} for a step of another kind"
 
 
 def _wrong_type(expected: str, advice: str) -> Callable[[ErrorDetails], Fault]:

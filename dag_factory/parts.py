@@ -24,6 +24,11 @@ class RawStep(NamedTuple):
     id: str | None
     values: dict[str, Any]
 
+    @property
+    def is_agents(self) -> bool:
+        """Whether it is an agent's step."""
+        return "run" not in self.values or "prompt" in self.values
+
 
 def as_mapping(value: Any) -> dict[str, Any]:
     """Return ``value``, or an empty mapping if it is none."""

@@ -33,6 +33,8 @@ _HOME = tempfile.mkdtemp(prefix="airflow-home-")
 os.environ["AIRFLOW_HOME"] = _HOME
 os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 os.environ["AIRFLOW__AGENTS__PROGRAMS"] = str(Path(__file__).parents[1] / ".programs")
+# Runs of tests name repositories on disk.
+os.environ["AIRFLOW__AGENTS__REPOSITORIES"] = "https://* /*"
 os.environ["AIRFLOW__CORE__DAGS_FOLDER"] = str(Path(_HOME) / "dags")
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 

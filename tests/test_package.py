@@ -100,6 +100,7 @@ def test_the_settings_have_defaults_and_descriptions() -> None:
     read = _python(
         # What the suite itself sets.
         "import os; del os.environ['AIRFLOW__AGENTS__PROGRAMS']\n"
+        "del os.environ['AIRFLOW__AGENTS__REPOSITORIES']\n"
         "import json; from airflow.configuration import conf\n"
         f"print(json.dumps({{name: conf.get('agents', name) for name in {list(told)!r}}}))"
     )

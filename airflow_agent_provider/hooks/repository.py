@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -11,8 +12,11 @@ from pathlib import Path
 from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
 
 from airflow_agent_provider.agents.failures import AuthenticationFailed, InvalidDefinition
+from airflow_agent_provider.workspace.allowed import AllowList, place_of
+from airflow_agent_provider.workspace.git import redact
 from airflow_agent_provider.workspace.repository import Repository
 
+_log = logging.getLogger(__name__)
 _PASSWORD_IN_URL = re.compile(r"^\w[\w+.-]*://[^/@]*:[^/@]+@")
 
 
@@ -36,6 +40,38 @@ def repository_access(url: str, ref: str, conn_id: str | None) -> Repository:
     if not conn_id:
         return Repository(str(Path(url).expanduser()) if url.startswith("~") else url, ref)
     return _by_connection(url, ref, conn_id)
+
+
+def given_repository(
+    url: str, ref: str, conn_id: str | None, *, own: str, allowed: AllowList
+) -> Repository:
+    """As :func:`repository_access`, of a repository that the run names and not its author.
+
+    Anybody who may trigger a workflow can name any URL. The worker goes to those that the operator
+    of Airflow allows, and takes the credentials to no host but the one that they are for.
+
+    :param own: the repository that the workflow itself names; empty for none.
+    :param allowed: what a run may name.
+    :raises PolicyViolation: if it is not allowed; nothing was fetched then.
+    """
+    shown = redact(url)
+    allowed.check(url, f"repository {shown}, which this run names and its workflow does not,")
+    if conn_id and not _serves(url, own, allowed):
+        _log.warning(
+            "Repository %s is used without connection %r, which is for the workflow's own: "
+            "it serves the same host alone, and that only where a pattern of [agents] repositories "
+            "names it in full",
+            shown,
+            conn_id,
+        )
+        conn_id = None
+    return repository_access(url, ref, conn_id)
+
+
+def _serves(url: str, own: str, allowed: AllowList) -> bool:
+    here, there = place_of(own), place_of(url)
+    same = not own or (here is not None and there is not None and here.same_host(there))
+    return same and allowed.trusts(url)
 
 
 def _by_connection(url: str, ref: str, conn_id: str) -> Repository:

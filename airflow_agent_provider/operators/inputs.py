@@ -20,7 +20,7 @@ from airflow_agent_provider.agents.template_names import (
     RunNames,
 )
 from airflow_agent_provider.hooks.artifacts import ArtifactStore, SwapConflict
-from airflow_agent_provider.hooks.repository import repository_access
+from airflow_agent_provider.hooks.repository import given_repository, repository_access
 from airflow_agent_provider.operators.judge import Rules
 from airflow_agent_provider.operators.steps import Steps
 from airflow_agent_provider.prompts.render import Renderer
@@ -69,7 +69,11 @@ class StepInputs:
     def repository(self) -> Repository:
         """The run's repository, with what git needs to reach it."""
         operator = self._operator
-        return repository_access(operator.repository, operator.ref, operator.repository_conn_id)
+        url, ref, conn_id = operator.repository, operator.ref, operator.repository_conn_id
+        if not operator.repository_is_given:
+            return repository_access(url, ref, conn_id)
+        allowed = self.settings.repositories
+        return given_repository(url, ref, conn_id, own=operator.own_repository, allowed=allowed)
 
     @cached_property
     def base(self) -> str:

@@ -37,6 +37,8 @@ class StepOperator(BaseOperator):
     :param output_path: file of the workspace that must be written, and is the step's output.
     :param output_schema: JSON schema of the output, or the name of a file with it.
     :param repository: URL or path of the git repository; empty for a new empty one per run.
+        What a template makes of it has to match ``[agents] repositories``.
+    :param own_repository: what ``repository`` may become all the same, where it is a template.
     :param ref: branch, tag or commit to start from; empty takes the repository's default branch.
     :param repository_conn_id: connection of type ``git`` for a private repository.
     :param timeout: time for one attempt.
@@ -72,6 +74,7 @@ class StepOperator(BaseOperator):
         output_path: str | None = None,
         output_schema: Mapping[str, Any] | str | None = None,
         repository: str = "",
+        own_repository: str = "",
         ref: str = "",
         repository_conn_id: str | None = None,
         timeout: timedelta = timedelta(hours=1),
@@ -96,6 +99,8 @@ class StepOperator(BaseOperator):
         self.output_path = output_path
         self.output_schema = output_schema
         self.repository = repository
+        self.own_repository = own_repository
+        self._written_repository = repository
         self.ref = ref
         self.repository_conn_id = repository_conn_id
         self.timeout = timeout
@@ -115,6 +120,11 @@ class StepOperator(BaseOperator):
     @abstractmethod
     def item(self) -> Any:
         """What a mapped step's instance differs in from the others, JSON."""
+
+    @property
+    def repository_is_given(self) -> bool:
+        """Whether the run names the repository, and not the DAG's author."""
+        return self.repository not in ("", self._written_repository, self.own_repository)
 
     @abstractmethod
     def new_attempt(self, context: Context) -> Attempt:

@@ -231,6 +231,8 @@ class Stack:
             "agents.programs": str(ROOT / ".programs"),
             "agents.mirror_table": TABLE if self.stores else "",
             "agents.push": "always",
+            # The demo triggers its workflow with a clone on this disk.
+            "agents.repositories": "https://* /*",
             **self._settings,
         }
         return {

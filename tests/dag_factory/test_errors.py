@@ -144,7 +144,7 @@ FILE = [
         "a merge key",
         "name: w\nsteps:\n  - &a {id: a, agent: codex, prompt: go}\n  - {<<: *a, id: b}\n",
         [
-            "4:5: step 'b' has no 'prompt'; add it",
+            "4:5: step 'b' has no 'prompt'; add it, or 'run' for a step of another kind",
             "4:5: step 'b' has no agent; name one here or under 'defaults': {agents}",
             "4:6: merge keys are not supported; use 'defaults', or write the keys out",
         ],
@@ -260,16 +260,67 @@ KEYS = [
     ),
     Case(
         "keys of a later release",
-        "name: w\ndeadline: 4h\n" + steps("agent: codex", "prompt: go", "pool: slow")[8:],
+        "name: w\ndeadline: 4h\n" + steps("agent: codex", "prompt: go", "resources: {cpu: 1}")[8:],
         [
             "2:1: 'deadline' is not supported yet; remove it",
-            "8:5: 'pool' is not supported yet; remove it",
+            "8:5: 'resources' is not supported yet; remove it",
         ],
     ),
     Case(
         "a kind of step of a later release",
-        steps("run: ruff check ."),
-        ["5:5: 'run' is not supported yet; remove it"],
+        steps("publish: {}"),
+        ["5:5: 'publish' is not supported yet; remove it"],
+    ),
+    Case(
+        "a step that does nothing",
+        steps("timeout: 5m"),
+        [
+            "4:5: step 'b' has no 'prompt'; add it, or 'run' for a step of another kind",
+            "4:5: step 'b' has no agent; name one here or under 'defaults': {agents}",
+        ],
+    ),
+    Case(
+        "a step that does two things",
+        steps("agent: codex", "prompt: go", "run: ruff check ."),
+        [
+            "7:5: 'run' cannot stand here; "
+            "the step has a 'prompt' already, and does one thing; make it two steps",
+        ],
+    ),
+    Case(
+        "a command with what is for agents",
+        steps("run: ruff check .", "repair: 2", "verify: pytest", "outptu: x"),
+        [
+            "6:5: 'repair' cannot stand here; it is for a step with 'prompt'",
+            "7:5: 'verify' cannot stand here; it is for a step with 'prompt'",
+            "8:5: unknown key 'outptu'; did you mean 'output'?",
+        ],
+    ),
+    Case(
+        "a command that is blank",
+        steps("run: ' '"),
+        ["5:10: a blank command proves nothing; write one such as pytest -q"],
+    ),
+    Case(
+        "a condition that is no expression",
+        steps("run: make", "when: steps.a.output", "trigger_rule: all_sucess"),
+        [
+            "6:11: 'steps.a.output' is no expression; one in double braces and nothing else, "
+            "such as '{{ steps.review.output.approved }}'",
+            "7:19: 'trigger_rule' cannot be 'all_sucess'; did you mean 'all_success'?",
+        ],
+    ),
+    Case(
+        "a run's frame",
+        "name: w\nmax_active_runs: 0\ntimezone: Europe/Berln\nstart_date: 31.1.2026\n"
+        + steps("run: make", "priority: high", "pool: 3")[8:],
+        [
+            "2:18: 'max_active_runs' is 0; a whole number from 1 to 100000",
+            "3:11: unknown time zone 'Europe/Berln'; did you mean 'Europe/Berlin'?",
+            "4:13: '31.1.2026' is no date; write 2026-01-31",
+            "9:15: 'priority' is 'high', not a whole number; such as 10",
+            "10:11: 'pool' is 3, not text; the name of one of Airflow's pools",
+        ],
     ),
     Case(
         "keys in the wrong place",

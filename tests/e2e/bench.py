@@ -6,8 +6,10 @@ import importlib.util
 import json
 import os
 import shutil
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -72,12 +74,31 @@ def load(bench: Bench, file: Path) -> Any:
     """Return the ``dag`` of a DAG file, from Airflow's DAG folder: elsewhere it is not known."""
     copy = bench.dags / file.name
     shutil.copyfile(file, copy)
-    spec = importlib.util.spec_from_file_location(f"test_dag_{file.stem}", copy)
+    return _module(copy).dag
+
+
+def workflow(bench: Bench, name: str, text: str) -> Any:
+    """Return the DAG of a workflow's definition, through the factory.
+
+    :param name: the workflow's name.
+    :param text: the definition, without its name.
+    """
+    (bench.dags / f"{name}.yaml").write_text(f"name: {name}\n{textwrap.dedent(text)}")
+    loader = bench.dags / "workflows.py"
+    loader.write_text(
+        "from dag_factory import load_workflows  # an Airflow DAG for each definition\n"
+        "globals().update(load_workflows(__file__))\n"
+    )
+    return vars(_module(loader))[name]
+
+
+def _module(file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"test_dag_{file.stem}", file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.dag
+    return module
 
 
 def one_step(bench: Bench, operator: str = "codex.CodexAgentOperator", **arguments: Any) -> Any:

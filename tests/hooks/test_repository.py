@@ -9,9 +9,14 @@ from typing import Any
 
 import pytest
 
-from airflow_agent_provider.agents.failures import AuthenticationFailed, InvalidDefinition
+from airflow_agent_provider.agents.failures import (
+    AuthenticationFailed,
+    InvalidDefinition,
+    PolicyViolation,
+)
 from airflow_agent_provider.agents.identity import AttemptKey, StepKey
-from airflow_agent_provider.hooks.repository import repository_access
+from airflow_agent_provider.hooks.repository import given_repository, repository_access
+from airflow_agent_provider.workspace.allowed import AllowList
 from airflow_agent_provider.workspace.repository import resolve_base
 from airflow_agent_provider.workspace.workspace import Workspace
 from tests.git_server import GitServer
@@ -163,3 +168,46 @@ def test_credentials_are_there_only_while_git_runs(
         assert key.stat().st_mode & 0o777 == 0o600
     assert not key.exists()
     assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize(
+    ("url", "own", "allowed", "conn_id"),
+    [
+        ("https://git.example/y", "https://git.example/x", "https://git.example/*", "git_team"),
+        ("https://git.example/y", "", "https://git.example/*", "git_team"),
+        # A host that nobody vouched for.
+        ("https://git.example/y", "https://git.example/x", "https://*", ""),
+        ("https://git.example/y", "", "https://*", ""),
+        # Another host, another port, another scheme than the credentials are for.
+        ("https://other.example/y", "https://git.example/x", "https://other.example/*", ""),
+        ("https://git.example:444/y", "https://git.example/x", "https://git.example:444/*", ""),
+        ("http://git.example/y", "https://git.example/x", "http://git.example/*", ""),
+        ("/srv/git/y", "/srv/git/x", "/srv/git/*", ""),
+    ],
+)
+def test_a_connection_serves_its_own_host_alone(
+    connect: Callable[..., str], url: str, own: str, allowed: str, conn_id: str
+) -> None:
+    connection = connect(login="ada", password=TOKEN)
+    repository = given_repository(url, "", connection, own=own, allowed=AllowList([allowed]))
+    assert (repository.url, repository.conn_id) == (url, conn_id)
+
+
+def test_what_a_run_may_not_name_is_refused_without_its_credentials() -> None:
+    with pytest.raises(PolicyViolation) as caught:
+        given_repository(
+            f"http://ada:{TOKEN}@git.example/y", "", None, own="", allowed=AllowList(["https://*"])
+        )
+    assert "repository http://***@git.example/y, which this run names" in caught.value.reason
+    assert TOKEN not in str(caught.value)
+
+
+@pytest.mark.integration
+def test_the_token_does_not_reach_a_server_that_a_run_names(
+    private: str, connect: Callable[..., str], tmp_path: Path
+) -> None:
+    conn_id = connect(login="ada", password=TOKEN)
+    own = "https://git.example/x.git"
+    given = given_repository(private, "main", conn_id, own=own, allowed=AllowList(["*"]))
+    with pytest.raises(AuthenticationFailed, match="refused the credentials"):
+        resolve_base(given, tmp_path / "mirrors")

@@ -110,3 +110,64 @@ def test_the_given_environment_stays_as_it_was(environment, tmp_path):
     renderer(environment, tmp_path).prompt("main.md")
     assert (environment.loader, environment.undefined) == before
     assert isinstance(environment.loader, BaseLoader)
+
+
+def test_values_are_single_words_of_a_command(environment, tmp_path):
+    names = {"params": {"path": "a b; rm -rf *"}, "steps": {"plan": {"output": ["x", "$(id)"]}}}
+    made = renderer(environment, tmp_path, **names)
+    command = "cat {{ params.path }} {% for f in steps.plan.output %}{{ f }} {% endfor %}| wc -l"
+    assert made.command(command, "'run'") == "cat 'a b; rm -rf *' x '$(id)' | wc -l"
+    with pytest.raises(PromptError, match=r"'run':1: .*'pth'"):
+        made.command("cat {{ params.pth }}", "'run'")
+
+
+@pytest.mark.parametrize(
+    ("template", "value"),
+    [
+        ("{{ n }}", 3),
+        (" {{- rows | length > 1 -}} ", True),
+        ("{{ rows }}", [1, 2]),
+        ("{{ {'a': n} }}", {"a": 3}),
+        ("{{ '}' }}", "}"),
+    ],
+)
+def test_an_expression_has_a_value_of_its_own_type(environment, tmp_path, template, value):
+    assert renderer(environment, tmp_path, n=3, rows=[1, 2]).expression(template, "x") == value
+
+
+@pytest.mark.parametrize(
+    ("template", "error"),
+    [
+        ("{{ n }} and {{ n }}", "is no expression"),
+        ("n", "is no expression"),
+        ("{% if n %}{% endif %}", "is no expression"),
+        ("{{ n + }}", "x"),
+        ("{{ m }}", "'m' is undefined"),
+        ("{{ rows.a.b }}", "has no"),
+        ("{{ n / 0 }}", "ZeroDivisionError"),
+    ],
+)
+def test_an_expression_that_has_no_value_says_why(environment, tmp_path, template, error):
+    with pytest.raises(PromptError, match=error):
+        renderer(environment, tmp_path, n=3, rows={"c": 1}).expression(template, "x")
+
+
+@pytest.mark.parametrize(
+    ("value", "truth"),
+    [
+        (True, True),
+        (0, False),
+        ([], False),
+        (None, False),
+        ("true\n", True),
+        ("False", False),
+        ("", False),
+    ],
+)
+def test_a_condition_is_true_or_false(environment, tmp_path, value, truth):
+    assert renderer(environment, tmp_path, v=value).truth("{{ v }}", "x") is truth
+
+
+def test_a_condition_that_is_another_text_is_an_error(environment, tmp_path):
+    with pytest.raises(PromptError, match="neither true nor false"):
+        renderer(environment, tmp_path, v="perhaps").truth("{{ v }}", "x")
