@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from functools import cache, cached_property
+from collections.abc import Callable, Collection, Mapping
+from functools import cache, cached_property, lru_cache
 from typing import Any
 
 from airflow.sdk.definitions.context import KNOWN_CONTEXT_KEYS
@@ -24,6 +24,9 @@ from dag_factory.templates import global_names
 
 #: The names of a template, each with what is known of its value; None for nothing.
 Names = Mapping[str, Shape | None]
+#: Returns, of a step's id, those of all steps that come before it; None where that is not known,
+#: since what it depends on is an error already.
+Upstream = Callable[[str], Collection[str] | None]
 
 # What makes a step one whose results are those of an attempt, and what makes several of one step.
 _ATTEMPTED = frozenset(("prompt", "run"))
@@ -35,41 +38,42 @@ class KnownNames:
 
     :param workflow: the workflow's values.
     :param steps: its steps.
+    :param upstream: returns the ids of the steps that come before one.
     :param files: where schemas are.
     """
 
-    def __init__(self, workflow: dict[str, Any], steps: list[RawStep], files: Files) -> None:
+    def __init__(
+        self, workflow: dict[str, Any], steps: list[RawStep], upstream: Upstream, files: Files
+    ) -> None:
         self._workflow = workflow
-        self._files = files
+        self._upstream = lru_cache(maxsize=64)(upstream)
         self._results = {
             step.id: _StepResult(step, files) if _is_attempted(step) else None
             for step in steps
             if step.id is not None
         }
 
-    def early(self, step_id: str, upstream: Collection[str] | None) -> dict[str, Shape | None]:
-        """Return the names of a template that is rendered before the step has a workspace.
-
-        :param step_id: the step that the template belongs to.
-        :param upstream: the ids of all steps that come before it; None where that is not known.
-        """
-        steps = None if upstream is None else _Steps(step_id, upstream, self._results)
+    def early(self, step_id: str) -> dict[str, Shape | None]:
+        """Return the names of a step's template that is rendered before it has a workspace."""
         return {
             **_open_names(),
             "params": self._params,
-            "steps": steps,
+            "steps": _Steps(step_id, self._upstream, self._results),
             "run": _EARLY_RUN,
             "workflow": _WORKFLOW,
         }
 
-    def late(self, step_id: str, upstream: Collection[str] | None) -> dict[str, Shape | None]:
-        """Return the names of a template that is rendered in the step's workspace; see above."""
-        return {**self.early(step_id, upstream), "run": _RUN, "file": None}
+    def late(self, step_id: str) -> dict[str, Shape | None]:
+        """Return the names of a step's template that is rendered in its workspace."""
+        return {**self.early(step_id), "run": _RUN, "file": None}
 
-    def prompt(self, step: RawStep, upstream: Collection[str] | None) -> dict[str, Shape | None]:
-        """Return the names of a step's prompt."""
-        context = of_value("'context'", as_mapping(step.values.get("context")))
-        return {**self.late(step.id or "", upstream), "context": context}
+    def prompt(self, step_id: str, context: Mapping[str, Any]) -> dict[str, Shape | None]:
+        """Return the names of a step's prompt.
+
+        :param step_id: the step's id.
+        :param context: its own ``context``.
+        """
+        return {**self.late(step_id), "context": of_value("'context'", context)}
 
     @cached_property
     def _params(self) -> Shape:
@@ -128,12 +132,12 @@ class _Steps:
     """The steps that come before one.
 
     :param step_id: this step.
-    :param upstream: the ids of those before it.
+    :param upstream: returns the ids of the steps that come before one.
     :param results: what is known of the results of all steps.
     """
 
     def __init__(
-        self, step_id: str, upstream: Collection[str], results: Mapping[str, Shape | None]
+        self, step_id: str, upstream: Upstream, results: Mapping[str, Shape | None]
     ) -> None:
         self._step_id = step_id
         self._upstream = upstream
@@ -141,23 +145,27 @@ class _Steps:
 
     @property
     def names(self) -> Collection[str]:
-        """The steps' ids."""
-        return self._upstream
+        """The steps' ids, as far as they are known."""
+        return self._upstream(self._step_id) or ()
 
     def part(self, key: str | int) -> Shape | Missing | None:
-        if not isinstance(key, str):
+        """See :class:`~dag_factory.shapes.Shape`."""
+        upstream = self._upstream(self._step_id)
+        if not isinstance(key, str) or upstream is None:
             return None
-        return self._results.get(key) if key in self._upstream else Missing(self._missing(key))
+        return self._results.get(key) if key in upstream else Missing(self._missing(key, upstream))
 
-    def _missing(self, key: str) -> str:
+    def _missing(self, key: str, upstream: Collection[str]) -> str:
+        this = show(self._step_id)
         if key == self._step_id:
-            return f"step {show(key)} reads its own result, which it has not yet; remove this"
+            return f"step {this} reads its own result, which it has not yet; remove this"
+        if self._step_id in (self._upstream(key) or () if key in self._results else ()):
+            return f"step {show(key)} comes after {this}, so it has no result yet; remove this"
         if key in self._results:
-            return f"{show(key)} is no step before {show(self._step_id)}; add it to 'depends_on'"
-        before = self._upstream if closest(key, self._upstream) else None
+            return f"step {show(key)} is not upstream of {this}; add it to 'depends_on'"
         others = [other for other in self._results if other != self._step_id]
-        hint = nearest(key, before or (others if closest(key, others) else self._upstream))
-        return f"unknown step {show(key)}; {hint}"
+        beyond = not closest(key, upstream) and closest(key, others)
+        return f"unknown step {show(key)}; {nearest(key, others if beyond else upstream)}"
 
 
 class _StepResult(Fields):
@@ -174,6 +182,7 @@ class _StepResult(Fields):
         self._files = files
 
     def part(self, key: str | int) -> Shape | Missing | None:
+        """See :class:`~dag_factory.shapes.Shape`."""
         return self._output if key == "output" else super().part(key)
 
     @cached_property

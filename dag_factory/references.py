@@ -6,15 +6,20 @@ JSON schema leaves open, and what a template asks for before it reads it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from airflow_agent_provider.agents.prompt_names import prompt_file, prompt_url
 from dag_factory.errors import Fault, Path, Spot
 from dag_factory.files import Files
-from dag_factory.known_names import KnownNames, Names, imported_names, unknown_name
-from dag_factory.parts import RawStep, as_text
+from dag_factory.known_names import (
+    KnownNames,
+    Names,
+    Upstream,
+    imported_names,
+    unknown_name,
+)
+from dag_factory.parts import RawStep, as_mapping, as_text
 from dag_factory.shapes import Missing
 from dag_factory.templates import Link, Part, Reference, Template, Way, read_template
 
@@ -22,23 +27,22 @@ from dag_factory.templates import Link, Part, Reference, Template, Way, read_tem
 def check_references(
     workflow: dict[str, Any],
     steps: list[RawStep],
-    upstream_of: Callable[[str], Collection[str] | None],
+    upstream: Upstream,
     files: Files,
 ) -> Iterator[Fault]:
     """Yield what the templates of a workflow's steps read that there will not be.
 
     :param workflow: the workflow's values.
     :param steps: its steps.
-    :param upstream_of: returns, of the id of a step, those of all steps that come before it; None
-        where that is not known, since what it depends on is an error already.
+    :param upstream: returns the ids of the steps that come before one.
     :param files: where prompts and schemas are.
     """
-    known = KnownNames(workflow, steps, files)
+    known = KnownNames(workflow, steps, upstream, files)
     found: dict[tuple[object, ...], Fault] = {}
     for step in steps:
         if step.id is None:
             continue
-        for fault in _check_step(step, known, upstream_of, files):
+        for fault in _check_step(step, known, files):
             # A file that several steps share is wrong for all of them in one error.
             shared = fault.spot is not None and fault.spot.file is not None
             key = (None if shared else fault.path, fault.spot, fault.text)
@@ -48,40 +52,31 @@ def check_references(
     yield from found.values()
 
 
-def _check_step(
-    step: RawStep,
-    known: KnownNames,
-    upstream_of: Callable[[str], Collection[str] | None],
-    files: Files,
-) -> Iterator[Fault]:
-    step_id = step.id or ""
-
-    # Most templates read nothing of other steps.
-    @cache
-    def upstream() -> Collection[str] | None:
-        return upstream_of(step_id)
-
-    def late() -> Names:
-        return known.late(step_id, upstream())
-
-    yield from _check_prompt(step, lambda: known.prompt(step, upstream()), files)
+def _check_step(step: RawStep, known: KnownNames, files: Files) -> Iterator[Fault]:
+    values, step_id = step.values, step.id or ""
+    context = as_mapping(values.get("context"))
+    prompt, path = as_text(values.get("prompt")), (*step.path, "prompt")
+    if prompt is not None:
+        yield from _check_prompt(
+            prompt, path, lambda: known.prompt(step_id, context), files, step_id
+        )
     for key in ("context", "run"):
-        for text, path in _texts(step.values.get(key), (*step.path, key)):
-            yield from check_template(text, path, late, files)
-    if when := as_text(step.values.get("when")):
+        for text, at in _texts(values.get(key), (*step.path, key)):
+            yield from check_template(text, at, lambda: known.late(step_id), files)
+    if when := as_text(values.get("when")):
         path = (*step.path, "when")
-        yield from check_template(when, path, lambda: known.early(step_id, upstream()), files)
+        yield from check_template(when, path, lambda: known.early(step_id), files)
 
 
-def _check_prompt(step: RawStep, names: Callable[[], Names], files: Files) -> Iterator[Fault]:
-    prompt, path = as_text(step.values.get("prompt")), (*step.path, "prompt")
+def _check_prompt(
+    prompt: str, path: Path, names: Callable[[], Names], files: Files, step_id: str
+) -> Iterator[Fault]:
+    if prompt_file(prompt):
+        if (text := files.text(prompt)) is not None:
+            yield from check_template(text, path, names, files, file=prompt, step=step_id)
     # What is in object storage only a run reads.
-    if prompt is None or prompt_url(prompt):
-        return
-    if not prompt_file(prompt):
+    elif not prompt_url(prompt):
         yield from check_template(prompt, path, names, files)
-    elif (text := files.text(prompt)) is not None:
-        yield from check_template(text, path, names, files, file=prompt, step=step.id)
 
 
 def _texts(value: Any, path: Path) -> Iterator[tuple[str, Path]]:
@@ -110,8 +105,8 @@ def check_template(
     :param text: the template's text.
     :param path: the way to it in the definition, or to the name of its file.
     :param names: returns the names that it may use, such as
-        :meth:`~dag_factory.known_names.KnownNames.late` of the ids of the upstream steps; most
-        templates of a folder read nothing, and need none.
+        :meth:`~dag_factory.known_names.KnownNames.late`, which knows the ids of the upstream steps;
+        a template that is text alone needs none.
     :param files: where the templates are that it includes.
     :param file: the name of its file; None where the text stands in the definition.
     :param step: the step that it is for, where it has a file, which others may share.

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
-from itertools import chain, takewhile
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from airflow.sdk import DAG
@@ -225,16 +225,15 @@ class _Reader(NodeVisitor):
         self._text = text
         self._tree = tree
         self._part = self._body = Part()
-        self._macros: dict[str, Part] = {name: Part() for name in _macro_names(tree)}
+        survey = _Survey(tree)
+        self._macros: dict[str, Part] = {name: Part() for name in survey.macros}
         self._blocks: dict[str, Part] = {}
         self._extends: Link | None = None
-        self._is_child = tree.find(nodes.Extends) is not None
+        self._is_child = survey.is_child
         self._guards: set[Way] = set()
         self._scope: dict[str, _Value] = {}
-        stored = Counter(_stored_names(tree))
-        self._stored = frozenset(stored)
-        # Which of several values such a name has depends on the run.
-        self._ambiguous = {name for name in _assigned_names(tree) if stored[name] > 1}
+        self._stored = survey.stored
+        self._ambiguous = survey.ambiguous
 
     def template(self) -> Template:
         """Return what the template says."""
@@ -291,21 +290,19 @@ class _Reader(NodeVisitor):
 
     def _key(self, node: nodes.Getattr | nodes.Getitem) -> _Key:
         if isinstance(node, nodes.Getattr):
-            return node.attr, self._after(node.lineno)
+            return node.attr, self._after(node.lineno, r"\.\s*")
         key = node.arg.value if isinstance(node.arg, nodes.Const) else None
         if isinstance(key, str):
             return key, node.arg.lineno
         self.visit(node.arg)
         return (ELEMENT if type(key) is int else None), node.arg.lineno
 
-    def _after(self, dot: int) -> int:
-        """Return the place of what comes after a dot."""
-        if not isinstance(dot, _At):
-            return dot
-        text, position = self._text, dot.position + 1
-        while text[position : position + 1].isspace():
-            position += 1
-        return _At(dot, position)
+    def _after(self, at: int, pattern: str) -> int:
+        """Return the place of what comes after the pattern, which matches at a place."""
+        if not isinstance(at, _At):
+            return at
+        match = re.compile(pattern).match(self._text, at.position)
+        return _At(at, match.end()) if match else at
 
     def _lookup(self, name: str) -> _Value:
         if name in self._scope:
@@ -317,11 +314,10 @@ class _Reader(NodeVisitor):
         return None if name in self._stored or name in _JINJAS_OWN else (name,)
 
     def _bind(self, target: nodes.Node, value: _Value) -> None:
-        if isinstance(target, nodes.Name):
+        if not isinstance(target, nodes.Name):
+            self._scope.update(dict.fromkeys(_names_in(target)))
+        else:
             self._scope[target.name] = None if target.name in self._ambiguous else value
-            return
-        for name in target.find_all(nodes.Name):
-            self._scope[name.name] = None
 
     @contextmanager
     def _inner(self, part: Part | None = None) -> Iterator[None]:
@@ -343,7 +339,7 @@ class _Reader(NodeVisitor):
         return None
 
     def visit_Test(self, node: nodes.Test) -> None:
-        self._check_word("test", node.name, _environment().tests, node.lineno)
+        self._check_word("test", node.name, _environment().tests, self._after(node.lineno, r"is\s+(?:not\s+)?"))
         if node.name not in ("defined", "undefined"):
             self.generic_visit(node)
         elif isinstance(way := self._ask(node.node), tuple):
@@ -361,7 +357,7 @@ class _Reader(NodeVisitor):
     def _check_word(self, kind: str, name: str, known: dict[str, Any], at: int) -> None:
         if name not in known:
             said = f"unknown {kind} {show(name)}; {nearest(name, known)}"
-            self._part.faults.append((said, _spot(self._text, self._after(at))))
+            self._part.faults.append((said, _spot(self._text, at)))
 
     def visit_Compare(self, node: nodes.Compare) -> None:
         self.visit(node.expr)
@@ -504,25 +500,51 @@ def _asks_which(test: nodes.Node) -> bool:
     return any(name.name == "workflow" for name in test.find_all(nodes.Name))
 
 
-def _macro_names(tree: nodes.Template) -> Iterator[str]:
-    return (macro.name for macro in tree.find_all(nodes.Macro))
+class _Survey:
+    """What a template sets, wherever in it.
+
+    :param tree: the template's tree.
+    """
+
+    def __init__(self, tree: nodes.Template) -> None:
+        self.macros: list[str] = []
+        self.is_child = False
+        self._stored: Counter[str] = Counter()
+        self._assigned: set[str] = set()
+        waiting: list[nodes.Node] = [tree]
+        while waiting:
+            node = waiting.pop()
+            self._take(node)
+            waiting.extend(node.iter_child_nodes())
+
+    @property
+    def stored(self) -> frozenset[str]:
+        """The names that it sets."""
+        return frozenset(self._stored)
+
+    @property
+    def ambiguous(self) -> frozenset[str]:
+        """The names that it sets more than once: which value each has depends on the run."""
+        return frozenset(name for name in self._assigned if self._stored[name] > 1)
+
+    def _take(self, node: nodes.Node) -> None:
+        if isinstance(node, nodes.Name):
+            if node.ctx != "load":
+                self._stored[node.name] += 1
+        elif isinstance(node, nodes.Assign | nodes.AssignBlock):
+            self._assigned.update(_names_in(node.target))
+        elif isinstance(node, nodes.Macro):
+            self.macros.append(node.name)
+            self._stored[node.name] += 1
+        elif isinstance(node, nodes.Import):
+            self._stored[node.target] += 1
+        elif isinstance(node, nodes.FromImport):
+            self._stored.update(name if isinstance(name, str) else name[1] for name in node.names)
+        elif isinstance(node, nodes.Extends):
+            self.is_child = True
 
 
-def _stored_names(tree: nodes.Template) -> Iterator[str]:
-    """Yield each name that the template sets, as often as it does."""
-    yield from (name.name for name in tree.find_all(nodes.Name) if name.ctx != "load")
-    yield from _macro_names(tree)
-    yield from (imported.target for imported in tree.find_all(nodes.Import))
-    for imported in tree.find_all(nodes.FromImport):
-        yield from (name if isinstance(name, str) else name[1] for name in imported.names)
-
-
-def _assigned_names(tree: nodes.Template) -> Iterator[str]:
-    targets = chain(
-        (node.target for node in tree.find_all(nodes.Assign)),
-        (node.target for node in tree.find_all(nodes.AssignBlock)),
-    )
-    for target in targets:
-        for name in chain((target,), target.find_all(nodes.Name)):
-            if isinstance(name, nodes.Name):
-                yield name.name
+def _names_in(target: nodes.Node) -> Iterator[str]:
+    if isinstance(target, nodes.Name):
+        yield target.name
+    yield from (name.name for name in target.find_all(nodes.Name))
