@@ -19,7 +19,7 @@ SOAK_AT_ONCE ?= 3
 
 export REPOSITORY REHEARSAL
 
-.PHONY: demo up test conformance hostile soak failures lint format bench setup clean
+.PHONY: demo up test conformance hostile soak failures lint format bench schema setup clean
 
 demo: setup
 	@.venv/bin/python -m infra.local.demo --repository "$$REPOSITORY" --rehearsal "$$REHEARSAL"
@@ -62,6 +62,13 @@ bench: export AIRFLOW_HOME = $(CURDIR)/.demo/bench
 bench: setup
 	@for each in $$(grep -l __main__ benchmarks/*.py); do \
 		echo "== $$each"; .venv/bin/python $$each || exit 1; done
+
+# What editors know of the workflow language, as the models have it now.
+schema: export AIRFLOW_HOME = $(CURDIR)/.demo/schema
+schema: setup
+	@mkdir -p .demo
+	@.venv/bin/airflow agents schema > .demo/workflow.schema.json
+	@mv .demo/workflow.schema.json dag_factory/workflow.schema.json
 
 setup: .venv/installed .ministack/installed .programs/installed
 

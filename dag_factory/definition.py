@@ -42,17 +42,19 @@ LATER: dict[str, frozenset[str]] = {
 #: Failure classes that ``retry: {on: …}`` may name: of the others, no retry can help.
 RETRYABLE = tuple(name for name, cls in FAILURE_CLASSES.items() if cls.retryable)
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
-_DURATION = re.compile(r"(?:([0-9]{1,4})d)?(?:([0-9]{1,5})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,8})s)?")
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
+DURATION_PATTERN = re.compile(
+    r"(?:([0-9]{1,4})d)?(?:([0-9]{1,5})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,8})s)?"
+)
 _LONGEST = timedelta(days=365)
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
-_EXPRESSION = re.compile(r"\{\{(?:(?!\}\}|\{\{).)+\}\}", re.DOTALL)
-_CREDENTIALS = r"https?://[^/\s]*@"
+EXPRESSION_PATTERN = re.compile(r"\{\{(?:(?!\}\}|\{\{)[\s\S])+\}\}")
+CREDENTIALS_PATTERN = r"https?://[^/\s]*@"
 
 
 def _name(value: str) -> str:
     # Also a component of paths and git refs, hence no leading dot.
-    if not _NAME.fullmatch(value):
+    if not NAME_PATTERN.fullmatch(value):
         raise ValueError(
             f"{show(value)} is no name; up to 200 letters, digits, '-', '_' and '.', "
             "the first a letter or digit"
@@ -61,7 +63,7 @@ def _name(value: str) -> str:
 
 
 def _duration(value: Any) -> timedelta:
-    match = _DURATION.fullmatch(value) if isinstance(value, str) and value else None
+    match = DURATION_PATTERN.fullmatch(value) if isinstance(value, str) and value else None
     if match is None:
         raise ValueError(f"{show(value)} is no duration; write 30s, 45m, 2h, 1d or 1h30m")
     days, hours, minutes, seconds = (int(number or 0) for number in match.groups())
@@ -76,7 +78,7 @@ def _one_or_list(value: Any) -> Any:
 
 
 def _repository_url(value: str) -> str:
-    if re.match(_CREDENTIALS, value):
+    if re.match(CREDENTIALS_PATTERN, value):
         raise ValueError(
             "the URL holds credentials, which everybody could read; "
             "put them into a connection of type git, and name it with 'connection'"
@@ -85,7 +87,7 @@ def _repository_url(value: str) -> str:
 
 
 def _expression(value: str) -> str:
-    if not _EXPRESSION.fullmatch(value.strip()):
+    if not EXPRESSION_PATTERN.fullmatch(value.strip()):
         raise ValueError(
             f"{show(value)} is no expression; one in double braces and nothing else, such as "
             "'{{ steps.review.output.approved }}'"
@@ -194,9 +196,9 @@ class _Strict(BaseModel):
 class Agent(_Strict):
     """One agent that may do a step.
 
-    :param name: name of the agent in the registry.
+    :param name: the agent's name.
     :param model: the vendor's model name.
-    :param connection: id of the agent's connection; None takes the agent's default one.
+    :param connection: id of the agent's connection; default the one that is named after the agent.
     :param options: settings of this agent alone, as its hook documents them.
     """
 
@@ -217,7 +219,7 @@ def _agents(value: Any) -> Any:
 class Output(_Strict):
     """What a step hands on.
 
-    :param path: file of the workspace that the agent writes; None takes its final answer.
+    :param path: file of the workspace that the agent writes; without one its final answer is taken.
     :param schema_: JSON schema of the output, or the name of a file with it.
     """
 
@@ -243,7 +245,7 @@ class Retry(_Strict):
     :param backoff: ``exponential`` doubles the delay each time, ``constant`` keeps it, ``none``
         retries at once.
     :param max_delay: the longest delay.
-    :param on: failure classes after which it is tried again; None for all that a retry can help.
+    :param on: failure classes after which it is tried again; default all that a retry can help.
     """
 
     count: Annotated[int, Field(ge=0, le=100)] = 2
@@ -278,7 +280,7 @@ class Paths(_Strict):
 
     Patterns are those of :mod:`airflow_agent_provider.agents.path_patterns`.
 
-    :param allow: patterns of the files that it may change; empty for all.
+    :param allow: patterns of the files that it may change; default all.
     :param deny: patterns of the files that it may not change, the allowed ones included.
     """
 
@@ -295,8 +297,8 @@ class Paths(_Strict):
 class Budget(_Strict):
     """What a run may spend: all of its steps and attempts together.
 
-    :param usd: USD; where an agent reports tokens alone, they are priced.
-    :param tokens: tokens, read and written.
+    :param usd: US dollars; where an agent reports tokens alone, they are priced.
+    :param tokens: number of tokens, read and written.
     """
 
     usd: Annotated[float, Field(gt=0)] | None = None
@@ -326,8 +328,8 @@ class Setup(_Strict):
 class Repository(_Strict):
     """The git repository that a workflow works on, unless a run names another.
 
-    :param url: URL or path; empty for a new empty repository per run.
-    :param ref: branch, tag or commit to start from; empty takes the default branch.
+    :param url: URL or path.
+    :param ref: branch, tag or commit to start from; default the repository's default branch.
     :param connection: id of a connection of type ``git``, for a private repository.
     """
 
@@ -397,7 +399,7 @@ class WorkspaceStep(StepBase):
         command writes to its standard output.
     :param changes: whether the step must, may or must not change files; default ``allowed``, and
         ``forbidden`` where the access is ``read_only``.
-    :param paths: which files it may change; None for all.
+    :param paths: which files it may change; default all.
     :param network: what is reached from the workspace: the agent's ``model`` alone (the default),
         or what the worker reaches (``open``).
     """
@@ -466,20 +468,20 @@ Step = Annotated[
 
 
 class Workflow(_Strict):
-    """A whole definition.
+    """A workflow: what it needs, and its steps.
 
     :param name: the workflow's name, its DAG's id and the stem of its file.
     :param description: one line for lists of workflows.
     :param tags: words to filter workflows by.
     :param owner: who answers for the workflow, as Airflow shows it.
-    :param schedule: a cron expression or a preset such as ``@daily``; None runs on demand only.
+    :param schedule: a cron expression or a preset such as ``@daily``; default on demand only.
     :param start_date: the first day on which the schedule starts runs.
     :param timezone: the schedule's time zone, such as ``Europe/Berlin``; default Airflow's own.
     :param max_active_runs: how many runs may be active at once; default Airflow's own.
     :param params: JSON schema of each parameter that a run may set.
-    :param repository: the repository to work on; None for a new empty one per run.
+    :param repository: the repository to work on; default a new empty one per run.
     :param setup: what a workspace needs before any step.
-    :param budget: what a run may spend; None for no bound.
+    :param budget: what a run may spend; default without bound.
     :param defaults: what holds for every step that does not say otherwise.
     :param steps: the steps.
     """

@@ -15,6 +15,17 @@ def get_agent_commands() -> list[Any]:
         func=lazy_load_command("airflow_agent_provider.cli.validate.validate"),
         args=(Arg(("paths",), nargs="+", metavar="PATH", help="Workflow file, or folder of them"),),
     )
+    schema = ActionCommand(
+        name="schema",
+        help="Print the JSON Schema of workflow files, for editors",
+        description=(
+            "Print the JSON Schema (draft 2020-12) of workflow files. An editor with YAML's "
+            "language server takes it from a file's first line: "
+            "# yaml-language-server: $schema=PATH"
+        ),
+        func=lazy_load_command("airflow_agent_provider.cli.schema.schema"),
+        args=(),
+    )
     doctor = ActionCommand(
         name="doctor",
         help="Look at what agents need on this machine; print what mends what is missing",
@@ -44,6 +55,6 @@ def get_agent_commands() -> list[Any]:
         GroupCommand(
             name="agents",
             help="Coding agents as workflow steps",
-            subcommands=(validate, doctor, mirror),
+            subcommands=(validate, schema, doctor, mirror),
         )
     ]
