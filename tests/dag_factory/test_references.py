@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -334,14 +336,14 @@ def test_other_templates_are_followed(workflow: Path) -> None:
     assert [line.replace("for 'here' of w.yaml: ", "") for line in problems(workflow)] == [
         "../prompts/base.md:1:29: the param 'base' is not declared; "
         "declare it under 'params', beside depth, issue, ref, repository",
-        "../prompts/base.md:1:65: the param 'first' is not declared; "
+        "../prompts/base.md:1:63: the param 'first' is not declared; "
         "declare it under 'params', beside depth, issue, ref, repository",
-        "../prompts/base.md:1:114: the param 'middle' is not declared; "
+        "../prompts/base.md:1:113: the param 'middle' is not declared; "
         "declare it under 'params', beside depth, issue, ref, repository",
         "../prompts/lib.md:1:19: an imported template does not know 'params'; "
         "import it 'with context'",
         "../prompts/lib.md:1:66: 'run' has no 'g'; allowed: base, branch, id, start",
-        "../prompts/part.md:1:36: unknown step 'part'; allowed: plan, some-notes",
+        "../prompts/part.md:1:39: unknown step 'part'; allowed: plan, some-notes",
     ]
 
 
@@ -399,7 +401,7 @@ def test_a_block_that_is_overridden_is_not_rendered(workflow: Path) -> None:
             "prompt: go\n    context: {a: ['x', {b: '{{ run.idd }}'}], c: '{{ context.a }}'}",
             [
                 "8:36: 'run' has no 'idd'; did you mean 'id'?",
-                "8:55: unknown name 'context'; there are file, params, run, steps, workflow, "
+                "8:54: unknown name 'context'; there are file, params, run, steps, workflow, "
                 "and Airflow's own names",
             ],
         ),
@@ -412,3 +414,210 @@ def test_what_is_wrong_in_the_definition_itself(line: str, said: list[str], fold
     )
     path.write_text(head + "  - id: a\n    agent: codex\n    " + line + "\n")
     assert problems(path) == [f"w.yaml:{each}" for each in said]
+
+
+def test_json_is_located_too(folder: Path) -> None:
+    path = folder / "w.json"
+    prompt = '"\\ud83d\\ude00\\n{{ run.idd }} {{ run[\\"ide\\"] }}"'
+    path.write_text(
+        '{"name": "w",\n "steps": [{"id": "a", "agent": "codex",\n  "prompt": ' + prompt + "}]}"
+    )
+    assert problems(path) == [
+        "w.json:3:35: 'run' has no 'idd'; did you mean 'id'?",
+        "w.json:3:49: 'run' has no 'ide'; did you mean 'id'?",
+    ]
+
+
+def test_an_alias_is_located_where_it_stands(folder: Path) -> None:
+    path = folder / "w.yaml"
+    path.write_text(
+        "name: w\ndescription: &d 'Do {{ run.idd }}'\n"
+        "steps:\n  - {id: a, agent: codex, prompt: *d}\n"
+    )
+    assert problems(path) == ["w.yaml:4:35: 'run' has no 'idd'; did you mean 'id'?"]
+
+
+def test_steps_that_share_a_file_share_its_errors(workflow: Path) -> None:
+    ids = "abcde"
+    steps = "".join(f"  - {{id: {step}, agent: codex, prompt: prompts/here.md}}\n" for step in ids)
+    workflow.write_text(f"name: w\nsteps:\n{steps}")
+    write(workflow, here="{{ params.x }} {{ steps.a.output }} {{ 1 | uper }}")
+    said = problems(workflow)
+    assert said[0].startswith(
+        "../prompts/here.md:1:11: for 'a', 'b', 'c' and 2 more of w.yaml: the param 'x' is not"
+    )
+    assert [line.partition(" of w.yaml")[0] for line in said[1:-1]] == [
+        "../prompts/here.md:1:25: for 'a'",
+        *(f"../prompts/here.md:1:25: for '{step}'" for step in ids[1:]),
+    ]
+    assert said[-1] == "../prompts/here.md:1:44: unknown filter 'uper'; did you mean 'upper'?"
+
+
+def test_the_file_is_named_from_where_the_definition_is(workflow: Path) -> None:
+    write(workflow, here="{{ 1 + }}")
+    (workflow.parent / "prompts").mkdir()
+    for named in (str(workflow), f"x/{workflow.name}", workflow.name):
+        with pytest.raises(InvalidWorkflow) as caught:
+            read_definition(workflow, named)
+        expected = Path(named).parent / ".." / "prompts" / "here.md"
+        assert caught.value.problems[0].file == os.path.normpath(expected)
+    # The definition's own folder comes first.
+    (workflow.parent / "prompts" / "here.md").write_text("{{ 1 + }}")
+    assert problems(workflow)[0].startswith("prompts/here.md:1:8: ")
+
+
+def test_a_dependency_that_is_wrong_is_no_second_error(folder: Path) -> None:
+    path = folder / "w.yaml"
+    path.write_text(
+        "name: w\ndefaults: {agent: codex}\nsteps:\n  - {id: plan, prompt: go}\n"
+        "  - {id: a, prompt: '{{ steps.plan.output }}', depends_on: plann}\n"
+        "  - {id: b, prompt: '{{ steps.plan.output }}', depends_on: a}\n"
+    )
+    assert problems(path) == ["w.yaml:5:60: unknown step 'plann'; did you mean 'plan'?"]
+
+
+@pytest.mark.parametrize(
+    ("schema", "way", "known"),
+    [
+        ({}, "x", True),
+        (True, "x", True),
+        ({"properties": {"a": {}}}, "x", True),
+        ({"properties": {"a": {}}, "additionalProperties": False}, "x", False),
+        ({"additionalProperties": False, "patternProperties": {"^x": {}}}, "x", True),
+        ({"additionalProperties": {"type": "string"}}, "x", True),
+        ({"type": "object", "additionalProperties": False}, "items", True),
+        ({"type": ["array", "null"]}, "x", False),
+        ({"type": ["array", "object"]}, "x", True),
+        ({"type": "any of old"}, "x", True),
+        ({"allOf": [{"additionalProperties": False}]}, "x", True),
+        ({"$ref": "#"}, "x", True),
+        ({"$ref": "other.json"}, "x", True),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"type": "string"}}}, "x", False),
+        ({"$ref": "#/$defs/b", "$defs": {"a": {"type": "string"}}}, "x", True),
+        ({"type": "array", "items": {"type": "string"}}, "x", False),
+        ({"type": "array", "items": {"type": "string"}}, "[3].x", False),
+        ({"type": "array", "items": {"type": "string"}}, "[3].title", True),
+        ({"type": "array", "prefixItems": [{}], "items": {"type": "string"}}, "[0].x", True),
+        ({"type": ["array", "string"], "items": {"type": "integer"}}, "[0].x", True),
+    ],
+)
+def test_only_what_no_value_of_a_schema_has_is_missing(
+    schema: object, way: str, known: bool, folder: Path
+) -> None:
+    way = way if way.startswith("[") else f".{way}"
+    files = Files(folder)
+    step = {"id": "a", "prompt": "go", "output": {"schema": schema}}
+    steps = steps_of({"steps": [step, {"id": "b"}]})
+    names = KnownNames({}, steps, lambda step_id: {"a"}, files)
+    text = f"{{{{ steps.a.output{way} }}}}"
+    faults = list(check_template(text, ("x",), lambda: names.late("b"), files))
+    assert (faults == []) is known
+
+
+NAMES = st.sampled_from(["steps", "params", "run", "workflow", "context", "x", "m", "f", "zzz"])
+READ = st.sampled_from([".plan", ".output", ".tasks", ".x", "['x']", "[0]", "[x]", "[1:2]", "(x)"])
+FORMS = st.sampled_from(
+    [
+        *("{} + {}", "{} if {} else x", "not {} or {}", "{} in {}", "({}, {})", "-{}[{}]"),
+        *("{} is defined and {}", "{} | default({})", "{} | map(attribute={})", "{} is zzz({})"),
+    ]
+)
+EXPRESSIONS = st.recursive(
+    st.builds("{}{}".format, NAMES, st.lists(READ, max_size=4).map("".join))
+    | st.sampled_from(["1", "'x'", "[]", "{'x': 1}", "none", "run"]),
+    lambda inner: st.builds(str.format, FORMS, inner, inner),
+    max_leaves=5,
+)
+BLOCKS = st.sampled_from(
+    [
+        *("{{% if {0} %}}{1}{{% elif {0} %}}{{% else %}}{1}{{% endif %}}", "{{{{ {0} }}}}{1}"),
+        *("{{% for x in {0} if {0} %}}{1}{{% endfor %}}", "{{% set x = {0} %}}{1}"),
+        *("{{% set x %}}{1}{{% endset %}}", "{{% with x = {0} %}}{1}{{% endwith %}}"),
+        *(
+            "{{% macro f(x, m={0}) %}}{1}{{% endmacro %}}",
+            "{{% call(x) f({0}) %}}{1}{{% endcall %}}",
+        ),
+        *("{{% block b %}}{1}{{% endblock %}}", "{{% filter upper %}}{1}{{% endfilter %}}"),
+        *("{{% include {0} %}}{1}", "{{% include 'prompts/here.md' %}}{1}", "{{% do {0} %}}{1}"),
+        *("{{% import 'prompts/here.md' as m %}}{1}", "{{% extends 'prompts/here.md' %}}{1}"),
+        "{{% from 'prompts/here.md' import f with context %}}{1}",
+    ]
+)
+TEMPLATES = st.recursive(
+    st.just("text"),
+    lambda inner: (
+        st.builds(str.format, BLOCKS, EXPRESSIONS, inner)
+        | st.builds("{}\n {}".format, inner, inner)
+    ),
+    max_leaves=6,
+)
+# What no Jinja is, or not where it stands.
+PIECES = st.sampled_from(
+    [
+        *("{{ ", " }}", "{% ", " %}", "{#", "#}", "{%- ", " -%}", "\n", "\r\n", "\r", " ", "é"),
+        *("steps", ".plan", "['x']", "[1:2]", "params", "run", ".id", "for x in ", "endfor"),
+        *("if ", "else", "endif", "set x = ", "endset", "macro f(x)", "endmacro", "block b"),
+        *("endblock", "super()", "include ", "'prompts/here.md'", "extends ", "import ", " as m"),
+        *("from ", " is ", " | ", "upper", "raw", "endraw", "do ", "(", ")", "[", "]", "{", "}"),
+        *(" ~ ", "-", "1", '"', "'", "\\", "autoescape true", "trans", "x.y", "in", "\0", "\ud800"),
+    ]
+)
+TEXTS = TEMPLATES | st.lists(PIECES | st.text(max_size=5), max_size=25).map("".join)
+
+
+@given(TEXTS)
+@example("{{ " + "-" * 3000 + "1 }}")
+@example("{{ a" + ".b" * 5000 + " }}")
+@example("{% if a %}" * 2000)
+@example("{% include 'prompts/here.md' %}" * 50)
+@example("{% extends 'prompts/here.md' %}{% block b %}{{ super() }}{% endblock %}")
+@example("{{ '\\N{nothing}' }}")
+@example("{{ 1" + "0" * 400 + ".0 }}")
+@settings(
+    max_examples=400,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+def test_any_text_makes_located_problems_or_none(workflow: Path, text: str) -> None:
+    write(workflow, here=text)
+    lines = re.split("\r\n|\r|\n", text)
+    try:
+        read_definition(workflow, "w.yaml")
+    except InvalidWorkflow as error:
+        for problem in error.problems:
+            assert problem.text
+            if problem.file == "../prompts/here.md":
+                assert 1 <= problem.line <= len(lines)
+                assert 1 <= problem.column <= len(lines[problem.line - 1]) + 1
+
+
+@given(TEXTS)
+@settings(
+    max_examples=200,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+def test_a_text_in_the_definition_is_wrong_where_a_file_would_be(folder: Path, text: str) -> None:
+    text = "Do:\n" + re.sub("\r\n|\r", "\n", re.sub("[\ud800-\udfff\0]", "", text))
+    (folder.parent / "prompts" / "here.md").write_text(text)
+    path = folder / "w.json"
+    found = []
+    for prompt in (text, "prompts/here.md"):
+        step = {"id": "a", "agent": "codex", "prompt": prompt}
+        path.write_text(json.dumps({"name": "w", "steps": [step]}, ensure_ascii=False))
+        try:
+            read_definition(path, path.name)
+        except InvalidWorkflow as error:
+            found.append(error.problems)
+        else:
+            found.append(())
+    inline, filed = found
+    said = [problem.text.removeprefix("for 'a' of w.json: ") for problem in filed]
+    own = [problem.text for problem in inline]
+    # Where a template includes itself by its file, there are errors of that file too.
+    assert "prompts/here.md" in text or sorted(own) == sorted(said)
+    written = json.dumps({"name": "w", "steps": [{**step, "prompt": text}]}, ensure_ascii=False)
+    for problem, other in zip(inline, filed, strict=False) if own == said else ():
+        character = text.split("\n")[other.line - 1][other.column - 1 : other.column]
+        if character.strip():
+            assert written[problem.column - 1] in (character, "\\")
