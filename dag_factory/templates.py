@@ -339,7 +339,8 @@ class _Reader(NodeVisitor):
         return None
 
     def visit_Test(self, node: nodes.Test) -> None:
-        self._check_word("test", node.name, _environment().tests, self._after(node.lineno, r"is\s+(?:not\s+)?"))
+        at = self._after(node.lineno, r"is\s+(?:not\s+)?")
+        self._check_word("test", node.name, _environment().tests, at)
         if node.name not in ("defined", "undefined"):
             self.generic_visit(node)
         elif isinstance(way := self._ask(node.node), tuple):
