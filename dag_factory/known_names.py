@@ -9,10 +9,12 @@ from typing import Any
 from airflow.sdk.definitions.context import KNOWN_CONTEXT_KEYS
 
 from airflow_agent_provider.agents.template_names import (
+    AnswerNames,
+    ApprovalValues,
     EarlyNames,
     EarlyRunNames,
+    ResultNames,
     RunNames,
-    StepValues,
     WorkflowNames,
 )
 from dag_factory.errors import closest, nearest, show
@@ -47,11 +49,7 @@ class KnownNames:
     ) -> None:
         self._workflow = workflow
         self._upstream = lru_cache(maxsize=64)(upstream)
-        self._results = {
-            step.id: _StepResult(step, files) if _is_attempted(step) else None
-            for step in steps
-            if step.id is not None
-        }
+        self._results = {step.id: _result(step, files) for step in steps if step.id is not None}
 
     def early(self, step_id: str) -> dict[str, Shape | None]:
         """Return the names of a step's template that is rendered before it has a workspace."""
@@ -176,8 +174,8 @@ class _StepResult(Fields):
     """
 
     def __init__(self, step: RawStep, files: Files) -> None:
-        title = f"the result of step {show(step.id)}"
-        super().__init__(title, dict.fromkeys(StepValues.__annotations__), Mapping)
+        keys = dict.fromkeys(ResultNames.__annotations__)
+        super().__init__(f"the result of {_called(step)}", keys, Mapping)
         self._step = step
         self._files = files
 
@@ -189,7 +187,7 @@ class _StepResult(Fields):
     def _output(self) -> Shape | None:
         output = self._step.values.get("output")
         schema = output.get("schema") if isinstance(output, dict) else None
-        title = f"the output of step {show(self._step.id)}"
+        title = f"the output of {_called(self._step)}"
         if schema is None:
             return PlainText(title, "give that step an 'output' with a 'schema', or remove this")
         if isinstance(schema, str):
@@ -197,6 +195,17 @@ class _StepResult(Fields):
         return OfSchema(title, schema, schema)
 
 
-def _is_attempted(step: RawStep) -> bool:
-    kinds = _ATTEMPTED.intersection(step.values)
-    return bool(kinds) and _SEVERAL.isdisjoint(step.values)
+def _result(step: RawStep, files: Files) -> Shape | None:
+    if not _SEVERAL.isdisjoint(step.values):
+        return None
+    if not _ATTEMPTED.isdisjoint(step.values):
+        return _StepResult(step, files)
+    if "approve" not in step.values:
+        return None
+    answer = Fields(f"the output of {_called(step)}", dict.fromkeys(AnswerNames.__annotations__))
+    keys = {**dict.fromkeys(ApprovalValues.__annotations__), "output": answer}
+    return Fields(f"the result of {_called(step)}", keys, Mapping)
+
+
+def _called(step: RawStep) -> str:
+    return f"step {show(step.id)}"

@@ -63,9 +63,8 @@ def _check_step(step: RawStep, known: KnownNames, files: Files) -> Iterator[Faul
     for key in ("context", "run"):
         for text, at in _texts(values.get(key), (*step.path, key)):
             yield from check_template(text, at, lambda: known.late(step_id), files)
-    if when := as_text(values.get("when")):
-        path = (*step.path, "when")
-        yield from check_template(when, path, lambda: known.early(step_id), files)
+    for text, at in _early_texts(step):
+        yield from check_template(text, at, lambda: known.early(step_id), files)
 
 
 def _check_prompt(
@@ -77,6 +76,17 @@ def _check_prompt(
     # What is in object storage only a run reads.
     elif not prompt_url(prompt):
         yield from check_template(prompt, path, names, files)
+
+
+def _early_texts(step: RawStep) -> Iterator[tuple[str, Path]]:
+    """Yield the templates that are rendered without a workspace, each with the way to it."""
+    yield from _texts(step.values.get("when"), (*step.path, "when"))
+    asked = step.values.get("approve")
+    path: Path = (*step.path, "approve")
+    if isinstance(asked, str):
+        yield asked, path
+    for key in ("subject", "body"):
+        yield from _texts(as_mapping(asked).get(key), (*path, key))
 
 
 def _texts(value: Any, path: Path) -> Iterator[tuple[str, Path]]:

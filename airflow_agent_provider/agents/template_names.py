@@ -91,3 +91,44 @@ class StepValues(TypedDict):
     usage: dict[str, int]
     cost: float | None
     artifacts: dict[str, str]
+
+
+class ResultNames(StepValues):
+    """What ``steps.<id>`` holds of a step that works in the run's repository.
+
+    :param patch: what the step changed, as a patch.
+    """
+
+    patch: str
+
+
+class AnswerNames(TypedDict):
+    """The output of an approval.
+
+    :param approved: whether the answer is yes.
+    :param option: what was chosen.
+    :param by: who chose it, if known.
+    :param comment: what was said to it, if anything.
+    """
+
+    approved: bool
+    option: str
+    by: str | None
+    comment: str | None
+
+
+class ApprovalValues(TypedDict):
+    """An approval's results, as they stand in XCom and as ``steps.<id>`` holds them.
+
+    :param status: ``success`` or ``rejected``.
+    :param output: the answer.
+    :param attempt: the number of the attempt, from 1.
+    :param agent: ``approval``.
+    :param artifacts: URIs by name.
+    """
+
+    status: str
+    output: AnswerNames
+    attempt: int
+    agent: str
+    artifacts: dict[str, str]
