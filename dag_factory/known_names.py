@@ -13,6 +13,7 @@ from airflow_agent_provider.agents.template_names import (
     ApprovalValues,
     EarlyNames,
     EarlyRunNames,
+    LateNames,
     ResultNames,
     RunNames,
     WorkflowNames,
@@ -88,16 +89,21 @@ def imported_names() -> Names:
 
 def unknown_name(name: str, names: Names) -> str:
     """Return what is said of a name that there is not."""
-    if name in EarlyNames.__annotations__ and name not in names:
+    if name in EarlyNames.__annotations__:
         return f"an imported template does not know {show(name)}; import it 'with context'"
     for owner in ("params", "steps", "context"):
         # People forget to say where a name belongs.
         if name in getattr(names.get(owner), "names", ()):
             return f"unknown name {show(name)}; did you mean '{owner}.{name}'?"
-    if closest(name, names):
-        return f"unknown name {show(name)}; {nearest(name, names)}"
-    own = ", ".join(sorted(set(names) - set(_open_names()) | {"params"} & set(names)))
-    return f"unknown name {show(name)}; there are {own}, and Airflow's own names"
+    ours = [own for own in _OURS if own in names]
+    if name in _OURS:
+        return f"{show(name)} is not known here; there are {', '.join(ours)}, and Airflow's names"
+    if closest(name, ours) or closest(name, names):
+        return f"unknown name {show(name)}; {nearest(name, ours if closest(name, ours) else names)}"
+    return f"unknown name {show(name)}; there are {', '.join(ours)}, and Airflow's names"
+
+
+_OURS = sorted((*LateNames.__annotations__, "context"))
 
 
 @cache

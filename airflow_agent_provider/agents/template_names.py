@@ -51,7 +51,7 @@ class EarlyNames(TypedDict):
     workflow: WorkflowNames
 
 
-class Names(EarlyNames):
+class LateNames(EarlyNames):
     """The names of a template where the step has a workspace, beside Airflow's own.
 
     :param file: returns the text of a file of the workspace.

@@ -9,7 +9,7 @@ from airflow_agent_provider.agents.identity import StepKey
 from airflow_agent_provider.agents.template_names import (
     EarlyNames,
     EarlyRunNames,
-    Names,
+    LateNames,
     RunNames,
 )
 from airflow_agent_provider.hooks.artifacts import ArtifactStore
@@ -103,7 +103,7 @@ class StepTemplates:
         if workspace is None:
             return dict(names)
         run: RunNames = {**early, "base": workspace.base, "start": workspace.start}
-        whole: Names = {
+        whole: LateNames = {
             **names,
             "run": run,
             "file": lambda path: workspace.read_output(path).decode(errors="replace"),

@@ -187,7 +187,7 @@ WRONG = {
             "1:21: unknown name 'issue'; did you mean 'params.issue'?",
             "1:33: unknown name 'plan'; did you mean 'steps.plan'?",
             "1:44: unknown name 'zzz'; there are context, file, params, run, steps, workflow, "
-            "and Airflow's own names",
+            "and Airflow's names",
         ],
     ),
     "what is asked for of what there is not": Case(
@@ -343,8 +343,8 @@ steps:
         "w.yaml:6:33: the output of step 'test' is plain text, which has no 'ok'; "
         "give that step an 'output' with a 'schema', or remove this",
         "w.yaml:6:44: 'run' has no 'base'; allowed: branch, id",
-        "w.yaml:8:30: unknown name 'file'; there are params, run, steps, workflow, "
-        "and Airflow's own names",
+        "w.yaml:8:30: 'file' is not known here; there are params, run, steps, workflow, "
+        "and Airflow's names",
         "w.yaml:9:51: the result of step 'test' has no 'pach'; did you mean 'patch'?",
         "w.yaml:10:44: the output of step 'go' has no 'aproved'; did you mean 'approved'?",
         "w.yaml:11:33: the result of step 'go' has no 'commit'; "
@@ -433,8 +433,8 @@ def test_a_block_that_is_overridden_is_not_rendered(workflow: Path) -> None:
             "prompt: go\n    context: {a: ['x', {b: '{{ run.idd }}'}], c: '{{ context.a }}'}",
             [
                 "8:36: 'run' has no 'idd'; did you mean 'id'?",
-                "8:54: unknown name 'context'; there are file, params, run, steps, workflow, "
-                "and Airflow's own names",
+                "8:54: 'context' is not known here; there are file, params, run, steps, workflow, "
+                "and Airflow's names",
             ],
         ),
     ],
