@@ -9,6 +9,11 @@ def get_agent_commands() -> list[Any]:
     """Return the commands, for Airflow's command line; the functions are imported when called."""
     from airflow.cli.cli_config import ActionCommand, Arg, GroupCommand, lazy_load_command
 
+    workflow = Arg(
+        ("workflow",),
+        metavar="WORKFLOW",
+        help="Workflow file, or the name of a workflow in the DAGs folder",
+    )
     validate = ActionCommand(
         name="validate",
         help="Check workflow files; print each error as FILE:LINE:COLUMN and exit 1 if any",
@@ -25,6 +30,27 @@ def get_agent_commands() -> list[Any]:
         ),
         func=lazy_load_command("airflow_agent_provider.cli.schema.schema"),
         args=(),
+    )
+    show = ActionCommand(
+        name="show",
+        help="Show a workflow's graph: as text, for Mermaid, or as a picture",
+        description="Show a workflow's graph: as text, for Mermaid, or as a picture.",
+        func=lazy_load_command("airflow_agent_provider.cli.show.show"),
+        args=(
+            workflow,
+            Arg(
+                ("-f", "--format"),
+                choices=("text", "mermaid", "svg", "png"),
+                default="text",
+                help="What to make: text (the default) or mermaid on the standard output, svg or "
+                "png in a file",
+            ),
+            Arg(
+                ("-s", "--save"),
+                metavar="FILE",
+                help="The picture's file; default WORKFLOW.svg or .png in the current folder",
+            ),
+        ),
     )
     doctor = ActionCommand(
         name="doctor",
@@ -55,6 +81,6 @@ def get_agent_commands() -> list[Any]:
         GroupCommand(
             name="agents",
             help="Coding agents as workflow steps",
-            subcommands=(validate, schema, doctor, mirror),
+            subcommands=(validate, schema, show, doctor, mirror),
         )
     ]
