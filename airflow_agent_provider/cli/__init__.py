@@ -52,6 +52,26 @@ def get_agent_commands() -> list[Any]:
             ),
         ),
     )
+    new = ActionCommand(
+        name="new",
+        help="Write a workflow and its prompts from a template; never over a file",
+        description=(
+            "Write a workflow of three steps and its prompts, valid as they stand, and what their "
+            "folder lacks: the file that loads workflows, and the schema for editors. No file is "
+            "overwritten."
+        ),
+        func=lazy_load_command("airflow_agent_provider.cli.new.new"),
+        args=(
+            Arg(("name",), metavar="NAME", help="The workflow's name"),
+            Arg(
+                ("-i", "--in"),
+                dest="folder",
+                metavar="FOLDER",
+                help="The workflow's folder; default the DAGs folder",
+            ),
+            Arg(("-a", "--agent"), metavar="AGENT", default="codex", help="Default codex"),
+        ),
+    )
     doctor = ActionCommand(
         name="doctor",
         help="Look at what agents need on this machine; print what mends what is missing",
@@ -81,6 +101,6 @@ def get_agent_commands() -> list[Any]:
         GroupCommand(
             name="agents",
             help="Coding agents as workflow steps",
-            subcommands=(validate, schema, show, doctor, mirror),
+            subcommands=(validate, schema, show, new, doctor, mirror),
         )
     ]

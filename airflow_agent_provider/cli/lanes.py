@@ -24,7 +24,7 @@ def draw(upstream: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str | Non
             downstream[other].append(node)
     lanes: list[str | None] = []
     connected = True
-    for node, before in upstream.items():
+    for node in upstream:
         mine = [index for index, target in enumerate(lanes) if target == node]
         if len(mine) > 1:
             yield _row(lanes, mine, "┴", "╯"), None
