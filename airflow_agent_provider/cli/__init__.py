@@ -52,6 +52,26 @@ def get_agent_commands() -> list[Any]:
             ),
         ),
     )
+    render = ActionCommand(
+        name="render",
+        help="Print a step's prompt as its agent would get it, without running anything",
+        description=(
+            "Print a step's prompt as its agent would get it, without running anything; of a step "
+            "that is a command, the command. What earlier steps would leave is taken from "
+            "--results, or shown as «steps.plan.output»."
+        ),
+        func=lazy_load_command("airflow_agent_provider.cli.render.render"),
+        args=(
+            workflow,
+            Arg(("step",), metavar="STEP", help="Id of the step"),
+            Arg(("-c", "--conf"), metavar="JSON", help="Parameters, as for airflow dags trigger"),
+            Arg(
+                ("-r", "--results"),
+                metavar="FILE",
+                help='Results of earlier steps, a JSON file such as {"plan": {"output": "…"}}',
+            ),
+        ),
+    )
     new = ActionCommand(
         name="new",
         help="Write a workflow and its prompts from a template; never over a file",
@@ -101,6 +121,6 @@ def get_agent_commands() -> list[Any]:
         GroupCommand(
             name="agents",
             help="Coding agents as workflow steps",
-            subcommands=(validate, schema, show, new, doctor, mirror),
+            subcommands=(validate, schema, show, render, new, doctor, mirror),
         )
     ]
