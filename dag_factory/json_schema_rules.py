@@ -319,6 +319,7 @@ VALIDATORS: dict[str, Rule] = {
     "_output": _or_value_of("path"),
     "_retry": _or_value_of("count"),
     "_repository": _or_value_of("url"),
+    "_approve": _or_value_of("subject"),
     "Output._something": _any_of("path", "schema"),
     "Paths._something": _also(minProperties=1),
     "Budget._something": _any_of("usd", "tokens"),

@@ -15,6 +15,7 @@ from airflow_agent_provider.agents.failures import AuthenticationFailed, Invalid
 from airflow_agent_provider.workspace.allowed import AllowList, place_of
 from airflow_agent_provider.workspace.git import redact
 from airflow_agent_provider.workspace.repository import Repository
+from airflow_agent_provider.workspace.submodules import SubmoduleSource
 
 _log = logging.getLogger(__name__)
 _PASSWORD_IN_URL = re.compile(r"^\w[\w+.-]*://[^/@]*:[^/@]+@")
@@ -43,19 +44,22 @@ def repository_access(url: str, ref: str, conn_id: str | None) -> Repository:
 
 
 def given_repository(
-    url: str, ref: str, conn_id: str | None, *, own: str, allowed: AllowList
+    url: str, ref: str, conn_id: str | None, *, own: str, allowed: AllowList, what: str = ""
 ) -> Repository:
-    """As :func:`repository_access`, of a repository that the run names and not its author.
+    """As :func:`repository_access`, of a repository that is not named by the workflow's author.
 
     Anybody who may trigger a workflow can name any URL. The worker goes to those that the operator
     of Airflow allows, and takes the credentials to no host but the one that they are for.
 
     :param own: the repository that the workflow itself names; empty for none.
     :param allowed: what a run may name.
+    :param what: what the error calls it; by default, that the run names it.
     :raises PolicyViolation: if it is not allowed; nothing was fetched then.
     """
     shown = redact(url)
-    allowed.check(url, f"repository {shown}, which this run names and its workflow does not,")
+    allowed.check(
+        url, what or f"repository {shown}, which this run names and its workflow does not,"
+    )
     if conn_id and not _serves(url, own, allowed):
         _log.warning(
             "Repository %s is used without connection %r, which is for the workflow's own: "
@@ -66,6 +70,23 @@ def given_repository(
         )
         conn_id = None
     return repository_access(url, ref, conn_id)
+
+
+def submodule_source(allowed: AllowList) -> SubmoduleSource:
+    """Return what gives the repositories of submodules.
+
+    Their URLs come from the repository, at a commit that a run may choose, so they are as little
+    trusted as those that a run names.
+
+    :param allowed: what a run may name.
+    """
+
+    def give(url: str, parent: Repository, what: str) -> Repository:
+        called = f"{what} leads to {redact(url)}, which"
+        conn_id, own = parent.conn_id, parent.url
+        return given_repository(url, "", conn_id, own=own, allowed=allowed, what=called)
+
+    return give
 
 
 def _serves(url: str, own: str, allowed: AllowList) -> bool:

@@ -91,6 +91,8 @@ def judge(
     output: Any = None
     faults: list[AgentFailure] = []
     policy = _policy_faults(rules, workspace.changed_paths(commit))
+    if fixed := workspace.submodule_changes(commit):
+        policy.append(_fixed_files("files of submodules", fixed))
     faults += policy
     try:
         output = _output(rules, workspace, answer)
@@ -119,6 +121,12 @@ def _policy_faults(rules: Rules, changed: Sequence[str]) -> list[AgentFailure]:
     if rules.changes == "required" and not changed:
         return [VerificationFailed("the step must change something, and nothing was changed")]
     return []
+
+
+def _fixed_files(what: str, changed: Sequence[str]) -> AgentFailure:
+    return PolicyViolation(
+        f"a step can read {what} and not change them, but {_shown(changed)} changed; undo that"
+    )
 
 
 def _permitted(path: str, rules: Rules) -> bool:

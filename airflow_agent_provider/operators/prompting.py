@@ -25,10 +25,11 @@ def make_prompt(
     :param hosted: whether the agent works at its vendor.
     :raises PromptError: if a template cannot be rendered.
     """
-    names = inputs.names(workspace)
-    operator.prompt_context = inputs.renderer(names).value(operator.prompt_context, "context")
+    templates = inputs.templates
+    names = templates.names(workspace)
+    operator.prompt_context = templates.renderer(names).value(operator.prompt_context, "context")
     name, texts = _template(operator, inputs)
-    renderer = inputs.renderer({**names, "context": operator.prompt_context}, texts)
+    renderer = templates.renderer({**names, "context": operator.prompt_context}, texts)
     prompt = renderer.prompt(name)
     if not operator.prompt_contract:
         return prompt

@@ -41,6 +41,8 @@ class StepOperator(BaseOperator):
     :param own_repository: what ``repository`` may become all the same, where it is a template.
     :param ref: branch, tag or commit to start from; empty takes the repository's default branch.
     :param repository_conn_id: connection of type ``git`` for a private repository.
+    :param submodules: whether the workspace holds the files of submodules, to read.
+    :param sparse: patterns of the repository's files that the workspace holds; empty for all.
     :param timeout: time for one attempt.
     :param stall: time without a sign of life after which an attempt counts as stalled.
     :param verify: shell commands that are run in the workspace, and must succeed.
@@ -77,6 +79,8 @@ class StepOperator(BaseOperator):
         own_repository: str = "",
         ref: str = "",
         repository_conn_id: str | None = None,
+        submodules: bool = False,
+        sparse: Sequence[str] = (),
         timeout: timedelta = timedelta(hours=1),
         stall: timedelta = timedelta(minutes=10),
         verify: Sequence[str] = (),
@@ -103,6 +107,8 @@ class StepOperator(BaseOperator):
         self._written_repository = repository
         self.ref = ref
         self.repository_conn_id = repository_conn_id
+        self.submodules = submodules
+        self.sparse = tuple(sparse)
         self.timeout = timeout
         self.stall = stall
         self.verify = tuple(verify)

@@ -265,6 +265,16 @@ def commit_tree(
     return git.having(env=env).line("commit-tree", tree, *arguments, stdin=message.encode())
 
 
+def borrow(git_dir: Path, objects: Path) -> None:
+    """Let a git directory read another one's objects.
+
+    :param objects: the other one's folder of objects.
+    """
+    alternates = git_dir / "objects" / "info" / "alternates"
+    alternates.parent.mkdir(exist_ok=True)
+    alternates.write_text(f"{objects}\n")
+
+
 def is_ref(git: Git, ref: str) -> bool:
     """Return whether ``ref`` is a full ref name that git accepts, without wildcards."""
     return git.complete("check-ref-format", ref, accept=(0, 1)).returncode == 0

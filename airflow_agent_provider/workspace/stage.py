@@ -11,6 +11,7 @@ import re
 import signal
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,11 +24,14 @@ _PAUSE = 0.05
 #: git's words for a file that went or shrank while git read it.
 _MOVING = re.compile(
     r"No such file or directory|unable to stat|short read|read error|file changed"
-    r"|Stale file handle",
+    r"|Stale file handle|beyond a symbolic link",
     re.IGNORECASE,
 )
 _NO_COMMIT = re.compile(r"'(.*?)/?' does not have a commit checked out")
 _GITLINK = "160000"
+#: All files, those that a sparse checkout leaves out as well.
+_ALL_FILES = ("-c", "core.sparseCheckout=false")
+_ADD = ("add", "--all", "--sparse")
 #: Characters that mean something in a line of ``info/exclude``.
 _EXCLUDE_SPECIAL = re.compile(rb"[\\\\*?\[# !]")
 #: Agent programs leave these behind when they are stopped in the middle of a command.
@@ -39,13 +43,22 @@ class Stage:
 
     :param git: our git directory.
     :param tree: the working tree.
+    :param apart: paths below it that hold the files of submodules, which are no part of it.
+    :param links: the commits of its submodules by their paths, where it is checked out already.
     """
 
-    def __init__(self, git: Git, tree: Path) -> None:
+    def __init__(
+        self,
+        git: Git,
+        tree: Path,
+        apart: Sequence[str] = (),
+        links: Mapping[str, str] | None = None,
+    ) -> None:
         self._git = replace(git, work_tree=tree)
         self._tree = tree
+        self._apart = tuple(apart)
         self._identity = _identity(tree)
-        self._links: dict[str, str] = {}
+        self._links = dict(links or {})
         self._lock = threading.Lock()
 
     @property
@@ -53,13 +66,27 @@ class Stage:
         """The index file."""
         return self._git.git_dir / "index"
 
-    def checkout(self, commit: str) -> None:
-        """Fill the working tree, which is empty, with the files of ``commit``."""
+    @property
+    def links(self) -> Mapping[str, str]:
+        """The commits of submodules by their paths."""
+        return self._links
+
+    def checkout(self, commit: str, *, wanted: Sequence[str] = ()) -> None:
+        """Fill the working tree, which is empty, with the files of ``commit``.
+
+        :param wanted: files that are wanted though a sparse checkout leaves them out.
+        """
         with self._lock:
             self.index.unlink(missing_ok=True)
             self._unlock()
             # 0 workers means one per processor: git's own threshold keeps small trees serial.
             self._git.run("-c", "checkout.workers=0", "read-tree", "--reset", "-u", commit)
+            if wanted:
+                names = join_names(wanted)
+                shown = ("update-index", "--no-skip-worktree", "-z", "--stdin")
+                self._git.run(*_ALL_FILES, *shown, stdin=names)
+                written = ("checkout-index", "--force", "--index", "-z", "--stdin")
+                self._git.run(*_ALL_FILES, *written, stdin=names)
             self._links = self._gitlinks()
 
     def snapshot(self, *, settled: bool) -> str:
@@ -94,7 +121,8 @@ class Stage:
         """Make the working tree that of a tree object; files that git ignores stay."""
         with self._lock:
             self._unlock()
-            self._git.run("read-tree", "--reset", "-u", tree)
+            # What a sparse checkout left out stays out, and what came there since stays there.
+            self._git.run(*_ALL_FILES, "read-tree", "--reset", "-u", tree)
             self._git.run("clean", "-ffdq")
 
     def exclude_new(self) -> bytes:
@@ -126,9 +154,9 @@ class Stage:
             last = attempt == _TRIES - 1
             try:
                 if last and not settled:
-                    self._git.run("add", "--all", "--ignore-errors", accept=(0, 1))
+                    self._git.run(*_ADD, "--ignore-errors", *self._own_files(), accept=(0, 1))
                 else:
-                    self._git.run("add", "--all")
+                    self._git.run(*_ADD, *self._own_files())
                 return
             except GitError as error:
                 if missing := _NO_COMMIT.search(error.stderr):
@@ -139,6 +167,19 @@ class Stage:
                     raise
                 self._unlock()
                 time.sleep(_PAUSE * 2**attempt)
+
+    def _own_files(self) -> list[str]:
+        """Return the arguments by which git leaves out the files of submodules.
+
+        No file can do so: whatever ``.gitignore`` the tree has would win over it.
+        """
+        # Git follows no link of the tree, and takes it ill to be told of what is beyond one.
+        apart = [
+            path
+            for path in self._apart
+            if not any((self._tree / folder).is_symlink() for folder in Path(path).parents)
+        ]
+        return ["--", ".", *(f":(exclude,top,literal){path}" for path in apart)]
 
     def _gitlinks(self) -> dict[str, str]:
         links = {}

@@ -6,7 +6,9 @@ and ``git`` our own git directory. The agent sees an ordinary repository, ``tree
 calls name ``git`` as their directory and take from the tree nothing but its files. So whatever an
 agent does to ``.git`` (hooks, filters, configuration, a ``commondir``, another repository in its
 place) has no effect on us. What follows from files is held as well: links are not followed, nested
-repositories are refused, and submodules are neither followed nor entered.
+repositories are refused, and submodules are neither followed nor entered; where their files are
+wanted, :mod:`~airflow_agent_provider.workspace.submodules` puts them there, by what the run's base
+says.
 
 Our own commands run where a :class:`~airflow_agent_provider.workspace.git.GitRunner` runs them: in
 a box that sees the tree, our git directory and the borrowed objects, and nothing else. Calls to the
@@ -32,6 +34,7 @@ from airflow_agent_provider.agents.failures import (
     Unavailable,
 )
 from airflow_agent_provider.agents.identity import AttemptKey
+from airflow_agent_provider.workspace.checkout import Checkout, check_sparse, make_sparse
 from airflow_agent_provider.workspace.cleanup import discard, step_folder
 from airflow_agent_provider.workspace.git import PLAIN, Git, GitError, GitRunners, run_git
 from airflow_agent_provider.workspace.guard import GitGuard, copy_file
@@ -42,17 +45,20 @@ from airflow_agent_provider.workspace.repository import (
     IDENTITY,
     Mirror,
     Repository,
+    borrow,
     commit_tree,
     empty_root,
     is_ref,
 )
 from airflow_agent_provider.workspace.stage import Stage
+from airflow_agent_provider.workspace.submodules import SubmoduleFiles, find_submodules
 
 _PUSH_TRIES = 6
 _MOVED = re.compile(
     r"stale info|fetch first|non-fast-forward|cannot lock ref|failed to update ref"
     r"|incorrect old value|reference already exists"
 )
+_ALL_FILES = Checkout()
 _ABSENT = re.compile(r"couldn't find remote ref")
 
 
@@ -92,9 +98,17 @@ class Workspace:
     _judged_tree: str
     _mirror_objects: Path
     _guard: GitGuard
+    _submodules: SubmoduleFiles | None = None
+    #: Files of submodules that the last step's commit could not keep.
+    _unkept: Sequence[str] = ()
 
     def __init__(
-        self, folder: Path, attempt: AttemptKey, repository: Repository, base: str
+        self,
+        folder: Path,
+        attempt: AttemptKey,
+        repository: Repository,
+        base: str,
+        checkout: Checkout,
     ) -> None:
         self.path = folder / "tree"
         self.home = folder / "home"
@@ -102,6 +116,7 @@ class Workspace:
         self.start = base
         self.attempt = attempt
         self.repository = repository
+        self._checkout = checkout
         self._git = Git(folder / "git")
 
     @classmethod
@@ -114,6 +129,7 @@ class Workspace:
         base: str,
         upstreams: Sequence[Upstream] = (),
         checkpoint: Upstream | None = None,
+        checkout: Checkout = _ALL_FILES,
         runners: GitRunners | None = None,
     ) -> Workspace:
         """Make the workspace anew, whatever an earlier attempt left in its place.
@@ -124,6 +140,7 @@ class Workspace:
         :param base: the run's base commit, as :func:`resolve_base` returned it once per run.
         :param upstreams: the steps that this one continues.
         :param checkpoint: the work of an earlier attempt that this one continues.
+        :param checkout: what of the repository's files it holds.
         :param runners: makes what runs our own git; None runs it beside this process.
         :raises MergeConflict: if the upstreams' work does not go together.
         :raises InvalidDefinition: if the repository does not have the base.
@@ -134,9 +151,9 @@ class Workspace:
             mirror = Mirror(root.absolute() / "mirrors", repository)
             if not repository.url:
                 empty_root(mirror.git)
-            workspace = cls(folder, attempt, repository, mirror.ensure(base))
+            workspace = cls(folder, attempt, repository, mirror.ensure(base), checkout)
             workspace._mirror_objects = mirror.objects
-            workspace._make_folders(mirror.objects)
+            workspace._make_folders(mirror)
             try:
                 workspace._enter(runners)
                 workspace._receive(upstreams, checkpoint)
@@ -188,6 +205,7 @@ class Workspace:
             self._judged_tree = tree = self._stage.snapshot(settled=True)
             commit = commit_tree(self._git, tree, (self.start,), _message(subject, trailers))
             self._git.run("update-ref", self._branch_ref, commit)
+            self._unkept = self._submodules.changed() if self._submodules else ()
         return commit
 
     @property
@@ -203,7 +221,9 @@ class Workspace:
         """
         with _local_failures():
             left = self._stage.exclude_new()
-            self._stage.restore(self._tip_tree)
+            if self._submodules:
+                self._submodules.exclude_new()
+            self._restore(self._tip_tree)
         if left:
             info = self.path / ".git" / "info"
             info.mkdir(exist_ok=True)
@@ -213,7 +233,12 @@ class Workspace:
     def restore(self) -> None:
         """Make the tree what it was at the last :meth:`commit_step`; ignored files stay."""
         with _local_failures():
-            self._stage.restore(self._judged_tree)
+            self._restore(self._judged_tree)
+
+    def _restore(self, tree: str) -> None:
+        self._stage.restore(tree)
+        if self._submodules:
+            self._submodules.restore()
 
     def bundle(self, commit: str, to: Path) -> bool:
         """Write the commits from the run's base to ``commit`` as a git bundle.
@@ -252,6 +277,17 @@ class Workspace:
                 "diff-tree", "-r", "-z", "--name-only", "--no-renames",
                 "--ignore-submodules=none", self.start, commit,
             )  # fmt: skip
+
+    def submodule_changes(self, commit: str) -> list[str]:
+        """Return what has changed that a step cannot change: ``commit`` is the last step's.
+
+        These are files of submodules, where the workspace holds them, and submodules of which a
+        hosted agent's commit records another commit.
+        """
+        if not self._submodules:
+            return []
+        roots = set(self._submodules.paths)
+        return [*self._unkept, *(path for path in self.changed_paths(commit) if path in roots)]
 
     def fetch_branch(self, branch: str) -> str:
         """Fetch a branch of the repository, as a hosted agent pushed it, and return its commit.
@@ -315,25 +351,36 @@ class Workspace:
     def _branch_ref(self) -> str:
         return f"refs/heads/{self.attempt.step.run_branch}"
 
-    def _make_folders(self, objects: Path) -> None:
+    def _make_folders(self, mirror: Mirror) -> None:
         git_dir = self._git.git_dir
-        for folder in (self.path, self.home, git_dir):
+        submodules = git_dir.with_name("submodules")
+        for folder in (self.path, self.home, git_dir, submodules):
             discard(folder)
         self.path.mkdir(parents=True)
         # Whatever permissions an agent gives to its files, nobody else gets to them.
         self.path.parent.chmod(0o700)
         self.home.mkdir(mode=0o700)
         run_git(["init", "--quiet", "--bare", "--template=", str(git_dir)], cwd=self.path)
-        _borrow(git_dir, objects)
+        borrow(git_dir, mirror.objects)
         self._git.run("update-ref", "refs/agents/base", self.base)
+        make_sparse(self._git, self._checkout.sparse)
+        if self._checkout.submodules:
+            found = find_submodules(mirror, self.base, self._checkout.submodules)
+            self._submodules = SubmoduleFiles(found, self.path, submodules) if found else None
         self._guard = GitGuard(git_dir)
 
     def _enter(self, runners: GitRunners | None) -> None:
         """Let our git run where ``runners`` says, now that all that it may see is there."""
         if runners is not None:
             git_dir = self._git.git_dir
-            runner = runners([self.path, git_dir], [git_dir / "config", self._mirror_objects])
+            writable, readable = [self.path, git_dir], [git_dir / "config", self._mirror_objects]
+            if self._submodules:
+                writable.append(self._submodules.folder)
+                readable += self._submodules.readable
+            runner = runners(writable, readable)
             self._git = replace(self._git, runner=runner)
+            if self._submodules:
+                self._submodules.use(runner)
 
     @contextlib.contextmanager
     def _remote(self, timeout: float = TRANSFER_TIMEOUT) -> Iterator[Git]:
@@ -378,21 +425,37 @@ class Workspace:
             here.unlink(missing_ok=True)
 
     def _fill(self, commit: str) -> None:
-        self._stage = Stage(self._git, self.path)
-        self._stage.checkout(commit)
+        apart = self._submodules.paths if self._submodules else ()
+        self._stage = Stage(self._git, self.path, apart)
+        self._stage.checkout(commit, wanted=self._left_out(commit))
+        if commit == self.base:
+            # Later, a step may have removed what a pattern names.
+            check_sparse(self._git, self._checkout.sparse, self.repository.name)
+        if self._submodules:
+            self._submodules.fill()
         self._tip = commit
         self._tip_tree = self._git.line("rev-parse", f"{commit}^{{tree}}")
         self._make_agent_repository(commit)
+
+    def _left_out(self, commit: str) -> list[str]:
+        """Return what the run itself has written, where a sparse checkout might leave it out."""
+        if not self._checkout.sparse or commit == self.base:
+            return []
+        return self._git.names(
+            "diff-tree", "-r", "-z", "--name-only", "--no-renames", "--diff-filter=AMT",
+            self.base, commit,
+        )  # fmt: skip
 
     def _make_agent_repository(self, commit: str) -> None:
         """Make the ``.git`` that the agent sees: on the run's branch, at the step's start."""
         git_dir = self.path / ".git"
         runner = self._git.runner
         run_git(["init", "--quiet", "--template=", str(self.path)], cwd=self.path, runner=runner)
-        _borrow(git_dir, self._git.git_dir / "objects")
+        borrow(git_dir, self._git.git_dir / "objects")
         agent = Git(git_dir, work_tree=self.path, runner=runner)
         with (git_dir / "config").open("a") as config:
             config.write(f"[user]\n\tname = {IDENTITY[0]}\n\temail = {IDENTITY[1]}\n")
+        make_sparse(agent, self._checkout.sparse)
         agent.run("update-ref", self._branch_ref, self.start)
         agent.run("symbolic-ref", "HEAD", self._branch_ref)
         # With the index come the files' times, so that the agent's first status reads no file.
@@ -490,12 +553,6 @@ def _message(subject: str, trailers: Mapping[str, str]) -> str:
     """Return a commit message whose last paragraph is git trailers, as interpret-trailers reads."""
     lines = [f"{name}: {' '.join(value.split())}" for name, value in trailers.items()]
     return "\n".join([" ".join(subject.split()), "", *lines]).rstrip() + "\n"
-
-
-def _borrow(git_dir: Path, objects: Path) -> None:
-    alternates = git_dir / "objects" / "info" / "alternates"
-    alternates.parent.mkdir(exist_ok=True)
-    alternates.write_text(f"{objects}\n")
 
 
 @contextlib.contextmanager

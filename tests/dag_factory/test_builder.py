@@ -103,7 +103,12 @@ def test_every_key_of_a_step_reaches_its_operator(folder: Path) -> None:
 name: w
 description: Does it
 tags: [docs]
-repository: {url: https://example.com/r.git, ref: main, connection: git_mine}
+repository:
+  url: https://example.com/r.git
+  ref: main
+  connection: git_mine
+  submodules: true
+  sparse: [src/**]
 setup: {run: [uv sync, make], files: [uv.lock]}
 budget: {usd: 5, tokens: 2000000}
 steps:
@@ -146,6 +151,7 @@ steps:
     assert (task.budget_usd, task.budget_tokens) == (5, 2_000_000)
     assert (task.setup_commands, task.setup_files) == (("uv sync", "make"), ("uv.lock",))
     assert task.repository_conn_id == "git_mine"
+    assert (task.submodules, task.sparse) == (True, ("src/**",))
     assert task.retries == 3
     assert task.timeout == timedelta(minutes=45)
     assert task.stall == timedelta(seconds=90)

@@ -61,7 +61,13 @@ WHOLE: dict[str, Any] = {
     "timezone": "Europe/Berlin",
     "max_active_runs": 1,
     "params": {"depth": {"type": "integer", "minimum": 1, "default": 2}},
-    "repository": {"url": "https://example.com/r.git", "ref": "main", "connection": "git"},
+    "repository": {
+        "url": "https://example.com/r.git",
+        "ref": "main",
+        "connection": "git",
+        "submodules": True,
+        "sparse": ["src/**"],
+    },
     "setup": {"run": ["uv sync"], "files": ["uv.lock"]},
     "budget": {"usd": 5, "tokens": 1000},
     "defaults": {
@@ -131,6 +137,19 @@ WHOLE: dict[str, Any] = {
             "pool": "commands",
             "priority": -1,
         },
+        {
+            "id": "go",
+            "approve": {
+                "subject": "Go on?",
+                "body": "See {{ steps.lint.output }}.",
+                "options": ["Now", "Later"],
+                "timeout": "2d",
+                "assignees": "ada",
+                "on_reject": "continue",
+            },
+            "depends_on": "lint",
+        },
+        {"id": "sure", "approve": "Sure?", "depends_on": "go"},
     ],
 }
 #: Of a dialect whose own schema says other things than the newest one's.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.bench import Bench, load, one_step
+from tests.e2e.live import git, make_repository
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("airflow_db")]
 
@@ -88,3 +90,45 @@ def test_the_same_holds_for_a_dag_by_hand(bench: Bench) -> None:
     assert dag.test(run_conf={"repository": str(remote)}).state == "failed"
     assert failure(bench)["failure_class"] == "PolicyViolation"
     assert one_step(bench, repository=str(remote)).test().state == "success"
+
+
+def test_a_step_sees_some_files_and_those_of_submodules(bench: Bench) -> None:
+    bench.rehearse("""
+      work:
+        - run: "ls > seen; cat libs/one/lib.py >> seen; echo new > src/app.py"
+        - run: "echo mine > libs/one/lib.py"
+        - say: Done.
+        - run: "echo lib > libs/one/lib.py"
+        - say: Undone.
+    """)
+    library = bench.folder / "library.git"
+    make_repository(library, {"lib.py": "lib\n"})
+    remote = bench.repository({"src/app.py": "app\n", "docs/plan.md": "plan\n"})
+    add_submodule(remote, library)
+    bench.monkeypatch.setenv(SETTING, f"{bench.folder}/*")
+    dag = workflow(
+        bench,
+        f"""
+        repository: {{url: {remote}, submodules: true, sparse: ["src/**", libs/one]}}
+        steps: [{{id: work, agent: codex, prompt: go, retry: 0}}]
+        """,
+    )
+    assert dag.test().state == "success"
+    outcome = bench.outcomes()["work"]
+    branch = outcome["branch"]
+    assert git(remote, "show", f"{branch}:src/app.py") == "new\n"
+    assert git(remote, "show", f"{branch}:docs/plan.md") == "plan\n"
+    assert git(remote, "diff", "--name-only", "main", branch).split() == ["seen", "src/app.py"]
+    assert git(remote, "show", f"{branch}:seen").split() == ["libs", "seen", "src", "lib"]
+    assert bench.server is not None
+    told = json.dumps([entry.body for entry in bench.server.requests])
+    assert "libs/one/lib.py changed; undo that" in told
+
+
+def add_submodule(remote: Path, library: Path) -> None:
+    clone = remote.with_name("user")
+    git(remote.parent, "clone", "-q", str(remote), str(clone))
+    local = ("-c", "protocol.file.allow=always")
+    git(clone, *local, "submodule", "add", "-q", str(library), "libs/one")
+    git(clone, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-m", "Add it")
+    git(clone, "push", "-q", "origin", "HEAD:main")
