@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from airflow_agent_provider.operators.steps import StepResult, Steps
+
 _JINJAS = frozenset(("unsafe_callable", "alters_data", "jinja_pass_arg"))
 
 
@@ -47,20 +49,26 @@ def _way(placeholder: Placeholder) -> str:
     return str.__str__(placeholder)[1:-1]
 
 
-class PlaceholderResult(dict[str, Any]):
+class PlaceholderResult(StepResult):
     """The result of a step that has not run: of whatever name, a placeholder.
 
     :param step_id: the step.
     """
 
     def __init__(self, step_id: str) -> None:
-        super().__init__()
+        super().__init__(step_id, {}, lambda _: b"")
         self._way = f"steps.{step_id}" if step_id.isidentifier() else f"steps[{step_id!r}]"
 
-    def __missing__(self, name: str) -> Placeholder:
-        if not name.isidentifier():
-            raise KeyError(name)
+    def __getitem__(self, name: str) -> Placeholder:
         return Placeholder(f"{self._way}.{name}")
+
+
+class PlaceholderSteps(Steps):
+    """The steps before this one, with a placeholder for what none has left."""
+
+    def _read(self, step_id: str) -> StepResult:
+        given = self._pull(step_id)
+        return PlaceholderResult(step_id) if given is None else super()._read(step_id)
 
 
 def readable(text: str) -> str:

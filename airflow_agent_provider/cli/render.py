@@ -73,7 +73,7 @@ def _rendered(
     task.render_template_fields(context)
     with Preview(task, context, store, settings, results).opened() as inputs:
         if isinstance(task, CommandOperator):
-            renderer = inputs.renderer(inputs.names(None))
+            renderer = inputs.templates.renderer(inputs.templates.names(None))
             return readable(renderer.command(task.run, f"'run' of step {task.task_id}"))
         hosted = _hosted(task.choices[0], inputs.repository.url)
         return readable(make_prompt(task, inputs, None, hosted=hosted).text)

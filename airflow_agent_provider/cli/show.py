@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from airflow_agent_provider.cli.lanes import ASCII, draw, in_order
 from airflow_agent_provider.cli.workflow import build_dag, fail, read_workflow
 from airflow_agent_provider.operators.agent import AgentOperator
+from airflow_agent_provider.operators.approval import ApproveOperator
 from airflow_agent_provider.operators.command import CommandOperator
 from airflow_agent_provider.operators.step import StepOperator
 
@@ -82,16 +83,18 @@ def _node(task: Any) -> Node:
         doing = ", else ".join(choice.agent for choice in task.choices)
     elif isinstance(task, CommandOperator):
         doing = f"$ {_short(task.run)}"
+    elif isinstance(task, ApproveOperator):
+        doing = f"approval: {_short(task.subject)}"
     else:
         doing = str(task.operator_name)
     return Node(task.task_id, doing, tuple(_notes(task)))
 
 
 def _notes(task: Any) -> Iterator[str]:
+    if when := getattr(task, "when", None):
+        yield f"when {_short(when)}"
     if not isinstance(task, StepOperator):
         return
-    if task.when:
-        yield f"when {_short(task.when)}"
     if task.access == "read_only":
         yield "read only"
     if task.output_path:

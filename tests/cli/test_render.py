@@ -30,6 +30,8 @@ steps:
     prompt_contract: false
   - {id: lint, run: "echo {{ steps['do-it'].output }} {{ params.task }}", depends_on: do-it}
   - {id: hosted, agent: cursor, prompt: Go on., depends_on: lint}
+  - {id: check, prompt: "{{ steps.plan.patch }}", depends_on: plan, prompt_contract: false}
+  - {id: ask, approve: Good?, depends_on: check}
 """
 PLAN = "Plan {{ params.task }} at depth {{ params.depth }}.\n"
 
@@ -70,6 +72,7 @@ def test_what_earlier_steps_would_leave_is_shown_as_such(
         'Team 2: "«steps.plan.output.tasks»"\n«steps.plan.output.tasks[0].title»;\n'
     )
     assert "--results FILE gives their results" in done.err
+    assert run(capsys, "render", "dags/w.yaml", "check", *CONF).out == "«steps.plan.patch»\n"
     done = run(capsys, "render", "dags/w.yaml", "lint", *CONF)
     assert done.out == "echo '«steps['\"'\"'do-it'\"'\"'].output»' 'it; rm -r .'\n"
 
@@ -138,6 +141,7 @@ def test_files_and_commits_are_those_of_the_repository(
     ("words", "said"),
     [
         (("plann", *CONF), "dags/w.yaml: unknown step 'plann'; did you mean 'plan'?"),
+        (("ask", *CONF), "dags/w.yaml: step 'ask' has neither a prompt nor a command"),
         (("plan",), "--conf: parameter 'task': it has no default, so give it a value"),
         (
             ("plan", "--conf", '{"task": "x", "depth": "2", "dept": 1}'),

@@ -25,7 +25,7 @@ steps:
   - {id: docs, prompt: go, depends_on: plan, when: "{{ params.ref == '' }}"}
   - {id: lint, run: ruff check ., depends_on: back}
   - {id: test, prompt: go, depends_on: [front, lint], verify: pytest -q}
-  - {id: end, prompt: go, depends_on: [test, docs, plan]}
+  - {id: end, approve: Good?, depends_on: [test, docs, plan], when: "{{ params.ref }}"}
 """
 GRAPH = """\
 wide: 7 steps
@@ -43,7 +43,7 @@ Forks and joins.
 ├─╯ │ │
 ●   │ │  test   codex               verify: pytest -q
 ├───┴─╯
-●        end    codex
+●        end    approval: Good?     when {{ params.ref }}
 """
 
 
