@@ -154,7 +154,8 @@ class Door:
         self._server = self._make_server()
         self._thread = threading.Thread(
             target=self._server.serve_forever,
-            kwargs={"poll_interval": 0.1},
+            # Closing waits for the next look: every step has that at its end.
+            kwargs={"poll_interval": 0.02},
             name="agent door",
             daemon=True,
         )
