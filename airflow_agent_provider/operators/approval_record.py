@@ -18,6 +18,7 @@ from airflow_agent_provider.agents.failures import (
     failure_to_dict,
 )
 from airflow_agent_provider.agents.outcome import Outcome
+from airflow_agent_provider.agents.template_names import AnswerNames, ApprovalValues
 from airflow_agent_provider.hooks.artifacts import open_store
 from airflow_agent_provider.operators.approval import COMMENT, REJECT
 from airflow_agent_provider.operators.attempt import FAILURE, OUTCOME
@@ -52,7 +53,7 @@ class Approval(AbstractContextManager["Approval"]):
         self._operator = operator
         self._context = context
         self._started = datetime.now(UTC)
-        self._answer: dict[str, Any] | None = None
+        self._answer: AnswerNames | None = None
         self._key = attempt_key(context["ti"])
         store = open_store(settings.artifacts, settings.aws_conn_id)
         self._record = Record(store, self._key)
@@ -106,13 +107,14 @@ class Approval(AbstractContextManager["Approval"]):
         :raises AirflowSkipException: if it is no, and that skips the step.
         """
         self._answer = answer = _answer(response)
-        result = {
+        values: ApprovalValues = {
             "status": "success" if answer["approved"] else "rejected",
             "output": answer,
             "attempt": self._key.number,
             "agent": WHO,
             "artifacts": {},
         }
+        result = dict(values)
         if answer["approved"] or self._operator.on_reject == "continue":
             self._write_outcome("success")
             return result
@@ -149,7 +151,7 @@ class Approval(AbstractContextManager["Approval"]):
         self._record.put(OUTCOME, outcome.to_json())
 
 
-def _answer(response: Mapping[str, Any]) -> dict[str, Any]:
+def _answer(response: Mapping[str, Any]) -> AnswerNames:
     option = str(response["chosen_options"][0])
     user = response.get("responded_by_user") or {}
     comment = (response.get("params_input") or {}).get(COMMENT)

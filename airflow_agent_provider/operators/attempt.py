@@ -45,6 +45,7 @@ from airflow_agent_provider.agents.failures import (
 from airflow_agent_provider.agents.identity import AttemptKey
 from airflow_agent_provider.agents.outcome import Outcome
 from airflow_agent_provider.agents.processes import end_at_home
+from airflow_agent_provider.agents.template_names import StepValues
 from airflow_agent_provider.hooks.artifacts import open_store
 from airflow_agent_provider.hooks.lease import Lease
 from airflow_agent_provider.operators.checks import Checks
@@ -509,7 +510,7 @@ class Attempt(ABC):
     def _xcom(self, output: Any, commit: str, branch: str | None) -> dict[str, Any]:
         total = self._checkpoint.spent if self._checkpoint else Spent()
         usage = Usage(**total.model_dump())
-        return {
+        values: StepValues = {
             "status": "success",
             "output": output,
             "output_path": self.operator.output_path,
@@ -524,6 +525,7 @@ class Attempt(ABC):
             "cost": usage.cost,
             "artifacts": self.record.main_artifacts,
         }
+        return dict(values)
 
     def _release(self) -> None:
         try:

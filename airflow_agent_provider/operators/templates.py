@@ -6,6 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_agent_provider.agents.identity import StepKey
+from airflow_agent_provider.agents.template_names import (
+    EarlyNames,
+    EarlyRunNames,
+    LateNames,
+    RunNames,
+)
 from airflow_agent_provider.hooks.artifacts import ArtifactStore
 from airflow_agent_provider.operators.steps import Steps
 from airflow_agent_provider.prompts.render import Renderer
@@ -87,17 +93,22 @@ class StepTemplates:
             one.
         """
         step = self._step
-        run = {"id": step.run_id, "branch": step.run_branch}
-        names = {
+        early: EarlyRunNames = {"id": step.run_id, "branch": step.run_branch}
+        names: EarlyNames = {
             "params": self._context["params"],
             "steps": self.steps(),
-            "run": run,
+            "run": early,
             "workflow": {"name": step.dag_id, "step": step.step_id},
         }
         if workspace is None:
-            return names
-        run |= {"base": workspace.base, "start": workspace.start}
-        return {**names, "file": lambda path: workspace.read_output(path).decode(errors="replace")}
+            return dict(names)
+        run: RunNames = {**early, "base": workspace.base, "start": workspace.start}
+        whole: LateNames = {
+            **names,
+            "run": run,
+            "file": lambda path: workspace.read_output(path).decode(errors="replace"),
+        }
+        return dict(whole)
 
     def steps(self) -> Steps:
         """Return the results of the steps before this one."""

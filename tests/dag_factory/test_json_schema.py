@@ -420,7 +420,8 @@ def test_of_mutations_it_says_what_the_checks_say(
 ) -> None:
     (folder / "w.json").write_text(json.dumps(definition))
     try:
-        read_definition(folder / "w.json")
+        # What templates name is beyond any schema.
+        read_definition(folder / "w.json", references=False)
     except InvalidWorkflow as error:
         said = [problem.text for problem in error.problems]
         if any(not any(words in text for words in SAID_ALONE) for text in said):
