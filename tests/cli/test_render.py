@@ -20,7 +20,12 @@ params:
   depth: {type: integer, default: 2}
 defaults: {agent: codex}
 steps:
-  - {id: plan, prompt: prompts/plan.md, output: docs/plan.md, verify: pytest -q}
+  - id: plan
+    prompt: prompts/plan.md
+    verify: pytest -q
+    output:
+      path: docs/plan.json
+      schema: {properties: {tasks: {type: array, items: {properties: {title: {}}}}}}
   - id: do-it
     prompt: |
       {{ context.who }}: {{ steps.plan.output.tasks | tojson }}
@@ -59,7 +64,7 @@ def test_a_prompt_as_its_agent_would_get_it(here: Path, capsys: pytest.CaptureFi
         "Plan it; rm -r . at depth 2.\n\n---\n## The contract of this step\n"
     )
     assert "Step: plan of workflow w, run preview\n" in done.out
-    assert "to the file `docs/plan.md` (text)" in done.out
+    assert "to the file `docs/plan.json` (JSON" in done.out
     assert "these commands are run, and must succeed: `pytest -q`." in done.out
     assert not (here / "artifacts").exists()
 
@@ -175,12 +180,21 @@ def test_bad_input_is_said(
     assert "Traceback" not in done.err
 
 
-def test_an_error_of_a_template_is_located(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (here / "prompts" / "plan.md").write_text("Plan\n{{ params.tsk }}\n")
+@pytest.mark.parametrize(
+    ("expression", "said"),
+    [
+        ("params.tsk", "the param 'tsk' is not declared; did you mean 'task'?"),
+        ("1 // (params.depth - 2)", "ZeroDivisionError"),
+    ],
+)
+def test_an_error_of_a_template_is_located(
+    expression: str, said: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "prompts" / "plan.md").write_text(f"Plan\n{{{{ {expression} }}}}\n")
     done = run(capsys, "render", "dags/w.yaml", "plan", *CONF)
     assert (done.status, done.out) == (1, "")
-    assert "prompts/plan.md:2: " in done.err
-    assert "there are: depth, ref, repository, task" in done.err
+    assert "prompts/plan.md:2:" in done.err
+    assert said in done.err
 
 
 def test_a_repository_that_a_run_may_not_name(
