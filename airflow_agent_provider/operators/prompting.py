@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def make_prompt(
-    operator: AgentOperator, inputs: StepInputs, workspace: Workspace, *, hosted: bool
+    operator: AgentOperator, inputs: StepInputs, workspace: Workspace | None, *, hosted: bool
 ) -> Prompt:
     """Return the step's resolved prompt.
 
     :param operator: the step; its context is rendered in place.
     :param inputs: what it starts from.
-    :param workspace: the workspace, whose files the template may read.
+    :param workspace: the workspace, whose files the template may read; None where there is none.
     :param hosted: whether the agent works at its vendor.
     :raises PromptError: if a template cannot be rendered.
     """
