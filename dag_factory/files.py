@@ -30,6 +30,7 @@ class Files:
         self.folders = tuple(dict.fromkeys((str(folder), str(folder.parent))))
         self._contents: dict[str, bytes | str] = {}
         self._schemas: dict[str, str | None] = {}
+        self._texts: dict[str, str | None] = {}
 
     def fault(self, name: str) -> str | None:
         """Return what is wrong with the file ``name``, None if it can be used."""
@@ -54,11 +55,13 @@ class Files:
 
     def text(self, name: str) -> str | None:
         """Return the text of the file ``name``, None if it cannot be used."""
-        content = self._content(name)
-        return None if isinstance(content, str) else content.decode()
+        if name not in self._texts:
+            content = self._content(name)
+            self._texts[name] = None if isinstance(content, str) else content.decode()
+        return self._texts[name]
 
     def template_exists(self, name: str) -> bool:
-        """Return whether a template can name the file ``name``."""
+        """Return whether there is such a file, and a template can name it."""
         return bool(name) and ".." not in name.split("/") and "\0" not in name and self.exists(name)
 
     def beside(self, name: str) -> str:

@@ -11,7 +11,6 @@ from airflow.sdk.definitions.context import KNOWN_CONTEXT_KEYS
 from airflow_agent_provider.agents.template_names import (
     AnswerNames,
     ApprovalValues,
-    EarlyNames,
     EarlyRunNames,
     LateNames,
     ResultNames,
@@ -89,8 +88,10 @@ def imported_names() -> Names:
 
 def unknown_name(name: str, names: Names) -> str:
     """Return what is said of a name that there is not."""
-    if name in EarlyNames.__annotations__:
-        return f"an imported template does not know {show(name)}; import it 'with context'"
+    if names is imported_names():
+        if name in _OURS or name in KNOWN_CONTEXT_KEYS:
+            return f"an imported template does not know {show(name)}; import it 'with context'"
+        return f"unknown name {show(name)}; {nearest(name, names)}"
     for owner in ("params", "steps", "context"):
         # People forget to say where a name belongs.
         if name in getattr(names.get(owner), "names", ()):

@@ -197,7 +197,7 @@ class _Rendering:
         self._seen.add(key)
         template, file = family.members[generation]
         for reference in part.references:
-            if (missing := _missing(reference, family.around, template)) is not None:
+            if (missing := _missing(reference, family.around)) is not None:
                 yield self._fault(*missing, file, self._steps)
         for text, spot in part.faults:
             yield self._fault(text, spot, file)
@@ -245,14 +245,14 @@ class _Rendering:
         return Fault(self._path, text, spot=spot, steps=steps)
 
 
-def _missing(reference: Reference, around: _Around, template: Template) -> tuple[str, Spot] | None:
+def _missing(reference: Reference, around: _Around) -> tuple[str, Spot] | None:
     """Return what a reference reads that there will not be, and where it stands."""
     way, spots = reference
     name = way[0]
     if any(way[:end] in around.guards for end in range(1, len(way) + 1)):
         return None
     # Which value it has where a template sets it too, only a run can tell.
-    if name in around.set_names and name not in template.names:
+    if name in around.set_names:
         return None
     if name not in around.names:
         return unknown_name(str(name), around.names), spots[0]

@@ -77,14 +77,14 @@ class PlainText:
 
 
 # What a JSON type is in Python, whose attributes a template can read too.
-_TYPES: dict[str, type] = {
-    "object": dict,
-    "array": list,
-    "string": str,
-    "integer": int,
-    "number": float,
-    "boolean": bool,
-    "null": type(None),
+_TYPES: dict[str, tuple[type, ...]] = {
+    "object": (dict,),
+    "array": (list,),
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "null": (type(None),),
 }
 _MOST_REFERENCES = 20
 
@@ -119,7 +119,7 @@ class OfSchema:
                 return OfSchema(f"{show(key)} of {self.title}", properties[key], self.root)
             if not _is_closed(self.schema):
                 return None
-        if any(hasattr(_TYPES[name], key) for name in types):
+        if any(hasattr(python, key) for name in types for python in _TYPES[name]):
             return None
         return Missing(self._missing(key, types))
 

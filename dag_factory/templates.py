@@ -444,7 +444,9 @@ class _Reader(NodeVisitor):
         if node.name in self._blocks:
             said = f"the block {show(node.name)} is defined twice; rename one"
             self._part.faults.append((said, _spot(self._text, node.lineno)))
-        self._part.blocks.append(node.name)
+        # A child's blocks are rendered where those of the template are that it extends.
+        if not (self._is_child and self._part is self._body):
+            self._part.blocks.append(node.name)
         part = self._blocks[node.name] = Part()
         with self._inner(part):
             self.generic_visit(node)

@@ -379,10 +379,24 @@ def test_other_templates_are_followed(workflow: Path) -> None:
     ]
 
 
-def test_a_block_that_is_overridden_is_not_rendered(workflow: Path) -> None:
+def test_what_an_import_without_context_does_not_know(workflow: Path) -> None:
     write(
         workflow,
-        here="{% extends 'prompts/base.md' %}{% block a %}mine{% endblock %}",
+        here="{% import 'prompts/lib.md' as lib %}",
+        lib="{{ file('a') }}{{ ds }}{{ rnge(3) }}{{ range(3) }}",
+    )
+    assert [line.partition(" of w.yaml: ")[2] for line in problems(workflow)] == [
+        "an imported template does not know 'file'; import it 'with context'",
+        "an imported template does not know 'ds'; import it 'with context'",
+        "unknown name 'rnge'; did you mean 'range'?",
+    ]
+
+
+def test_blocks_that_are_not_rendered_are_not_checked(workflow: Path) -> None:
+    write(
+        workflow,
+        here="{% extends 'prompts/base.md' %}{% block a %}mine{% endblock %}"
+        "{% block b %}{{ params.zzz }}{% endblock %}",
         base="{% block a %}{{ params.zzz }}{% endblock %}",
     )
     assert problems(workflow) == []
@@ -530,6 +544,8 @@ def test_a_dependency_that_is_wrong_is_no_second_error(folder: Path) -> None:
         ({"type": "array", "items": {"type": "string"}}, "[3].x", False),
         ({"type": "array", "items": {"type": "string"}}, "[3].title", True),
         ({"type": "array", "prefixItems": [{}], "items": {"type": "string"}}, "[0].x", True),
+        ({"type": "number"}, "bit_length", True),
+        ({"type": "number"}, "x", False),
         ({"type": ["array", "string"], "items": {"type": "integer"}}, "[0].x", True),
     ],
 )
