@@ -19,6 +19,7 @@ from airflow_agent_provider.agents.registry import AGENTS
 from dag_factory.definition import (
     Agent,
     AgentStep,
+    ApproveStep,
     Budget,
     CommandStep,
     Defaults,
@@ -125,9 +126,7 @@ def _operator(path: str) -> type[BaseOperator]:
 
 def _shared_arguments(workflow: Workflow) -> dict[str, Any]:
     """Return what the workflow says to the operators of all of its steps alike."""
-    setup = workflow.setup or _NO_SETUP
-    owner = {"owner": workflow.owner} if workflow.owner else {}
-    return {"setup_commands": setup.run, "setup_files": setup.files, **owner}
+    return {"owner": workflow.owner} if workflow.owner else {}
 
 
 def _arguments(
@@ -137,9 +136,11 @@ def _arguments(
     defaults = workflow.defaults or _NO_DEFAULTS
     arguments = {"task_id": step.id, **_schedule_arguments(step, defaults), **shared}
     if isinstance(step, WorkspaceStep):
-        arguments |= _workspace_arguments(step, defaults)
+        arguments |= _workspace_arguments(step, workflow, defaults)
     if isinstance(step, AgentStep):
         operator, own = _agent_arguments(step, workflow, defaults)
+    elif isinstance(step, ApproveStep):
+        return _APPROVE, _approve_arguments(step, arguments, files)
     elif isinstance(step, CommandStep):
         operator, own = _COMMAND, {"run": step.run}
     else:
@@ -160,12 +161,10 @@ def _arguments(
 
 
 def _schedule_arguments(step: StepBase, defaults: Defaults) -> dict[str, Any]:
-    """Return what says when a step runs, and how often."""
-    arguments = {
+    """Return what says when a step runs."""
+    arguments: dict[str, Any] = {
         "when": step.when,
         "trigger_rule": step.trigger_rule or _trigger_rule(step),
-        "timeout": step.timeout or defaults.timeout or _TIMEOUT,
-        **_retries(step.retry, defaults.retry),
     }
     pool = step.pool or defaults.pool
     if pool is not None:
@@ -182,9 +181,16 @@ def _trigger_rule(step: StepBase) -> str:
     return "none_failed_min_one_success" if len(step.depends_on) > 1 else "all_success"
 
 
-def _workspace_arguments(step: WorkspaceStep, defaults: Defaults) -> dict[str, Any]:
+def _workspace_arguments(
+    step: WorkspaceStep, workflow: Workflow, defaults: Defaults
+) -> dict[str, Any]:
     output, paths = step.output or _NO_OUTPUT, step.paths or _ALL_PATHS
+    setup = workflow.setup or _NO_SETUP
     return {
+        "timeout": step.timeout or defaults.timeout or _TIMEOUT,
+        **_retries(step.retry, defaults.retry),
+        "setup_commands": setup.run,
+        "setup_files": setup.files,
         "access": step.access or defaults.access or "write",
         "output_path": output.path,
         "output_schema": output.schema_,
@@ -219,6 +225,24 @@ def _agent_arguments(
     }
 
 
+def _approve_arguments(
+    step: ApproveStep, arguments: dict[str, Any], files: Files
+) -> dict[str, Any]:
+    asked = step.approve
+    arguments |= {
+        "subject": asked.subject,
+        "body": asked.body,
+        "options": asked.options,
+        "assignees": asked.assignees,
+        "response_timeout": asked.timeout,
+        "on_reject": asked.on_reject,
+    }
+    digest = _digest(_APPROVE, arguments, files)
+    return {**arguments, "definition_sha256": digest, "prompt_folders": files.folders}
+
+
+#: Import path of the operator of a step in which a person decides.
+_APPROVE = "airflow_agent_provider.operators.approval.ApproveOperator"
 #: Import path of the operator of a step that is a command.
 _COMMAND = "airflow_agent_provider.operators.command.CommandOperator"
 _NO_DEFAULTS = Defaults.model_construct()
@@ -303,5 +327,9 @@ def _files_of(workflow: Workflow) -> list[str]:
         for step in workflow.steps
         if isinstance(step, AgentStep) and prompt_file(step.prompt)
     }
-    outputs = (step.output.schema_ for step in workflow.steps if step.output)
+    outputs = (
+        step.output.schema_
+        for step in workflow.steps
+        if isinstance(step, WorkspaceStep) and step.output
+    )
     return sorted(prompts.union(schema for schema in outputs if isinstance(schema, str)))

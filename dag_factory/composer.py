@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from bisect import bisect_right
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from dag_factory.errors import show
@@ -112,12 +114,18 @@ class Composer(ABC):
         return value
 
 
-def line_starts(text: str) -> list[int]:
+def plain_lines(text: str) -> str:
+    """Return ``text`` with each end of a line as one character."""
+    return re.sub("\r\n|\r", "\n", text) if "\r" in text else text
+
+
+@lru_cache(maxsize=8)
+def line_starts(text: str) -> Sequence[int]:
     """Return the position of each line's first character."""
     return [0, *(match.end() for match in re.finditer("\n", text))]
 
 
-def line_and_column(starts: list[int], position: int) -> tuple[int, int]:
+def line_and_column(starts: Sequence[int], position: int) -> tuple[int, int]:
     """Return line and column, from 0, of a position in a text with these line starts."""
     line = bisect_right(starts, position) - 1
     return line, position - starts[line]

@@ -26,7 +26,7 @@ from airflow_agent_provider.agents.path_patterns import pattern_fault
 from dag_factory.errors import closest, nearest, show
 
 #: Kinds of steps that this release does not know yet, by the key that makes a step one of them.
-LATER_KINDS = frozenset(("approve", "repeat", "publish", "workflow"))
+LATER_KINDS = frozenset(("repeat", "publish", "workflow"))
 _LATER_STEP_SETTINGS = frozenset(("resources",))
 _LATER_STEP_KEYS = _LATER_STEP_SETTINGS.union(
     ("pick", "on_conflict", "for_each", "max_parallel", "params"), LATER_KINDS
@@ -37,6 +37,7 @@ LATER: dict[str, frozenset[str]] = {
     "Defaults": _LATER_STEP_SETTINGS,
     "AgentStep": _LATER_STEP_KEYS,
     "CommandStep": _LATER_STEP_KEYS,
+    "ApproveStep": _LATER_STEP_KEYS,
 }
 
 #: Failure classes that ``retry: {on: …}`` may name: of the others, no retry can help.
@@ -381,8 +382,6 @@ class StepBase(_Strict):
         and with it what depends on it alone.
     :param trigger_rule: one of Airflow's rules of what must have become of the steps before; the
         default is that none has failed and, of several, at least one was not skipped.
-    :param retry: when a failed step is tried again.
-    :param timeout: time for one attempt; default 1 h.
     :param pool: Airflow's pool of which an attempt takes a slot, so that a team can bound how many
         agents of a vendor work at once.
     :param priority: of the attempts that wait for a slot, those with the highest come first.
@@ -392,8 +391,6 @@ class StepBase(_Strict):
     depends_on: Annotated[list[Text], BeforeValidator(_one_or_list)] = []
     when: Annotated[Text, AfterValidator(_expression)] | None = None
     trigger_rule: TriggerRule | None = None
-    retry: RetryField | None = None
-    timeout: Duration | None = None
     pool: Text | None = None
     priority: Priority | None = None
 
@@ -401,6 +398,8 @@ class StepBase(_Strict):
 class WorkspaceStep(StepBase):
     """What every kind of step has that works in the run's repository.
 
+    :param retry: when a failed step is tried again.
+    :param timeout: time for one attempt; default 1 h.
     :param access: what may be done to the workspace; default ``write``.
     :param output: what the step hands on; by default what the agent says in the end, or what the
         command writes to its standard output.
@@ -411,6 +410,8 @@ class WorkspaceStep(StepBase):
         or what the worker reaches (``open``).
     """
 
+    retry: RetryField | None = None
+    timeout: Duration | None = None
     access: AccessMode | None = None
     output: Annotated[Output, BeforeValidator(_output)] | None = None
     changes: Literal["required", "allowed", "forbidden"] | None = None
@@ -458,18 +459,59 @@ class CommandStep(WorkspaceStep):
     run: Command
 
 
+class Approve(_Strict):
+    """What a person is asked.
+
+    :param subject: the question, a template.
+    :param body: what helps to decide, a Markdown template; by default the outputs, changes and
+        costs of the steps before.
+    :param options: what may be chosen beside ``Reject``; each of them approves.
+    :param timeout: how long an answer is waited for; by default for ever.
+    :param assignees: ids of Airflow's users who may answer; empty lets everybody who may.
+    :param on_reject: what a rejection does: ``fail`` the step (the default), ``skip`` it, or let
+        the run ``continue``.
+    """
+
+    subject: Text
+    body: Text | None = None
+    options: Annotated[list[Text], Field(min_length=1), BeforeValidator(_one_or_list)] = ["Approve"]
+    timeout: Duration | None = None
+    assignees: Annotated[list[Text], BeforeValidator(_one_or_list)] = []
+    on_reject: Literal["fail", "skip", "continue"] = "fail"
+
+
+def _approve(value: Any) -> Any:
+    return {"subject": value} if isinstance(value, str) else value
+
+
+class ApproveStep(StepBase):
+    """A person's decision, in Airflow's UI; the answer is the step's output.
+
+    :param approve: what is asked, and of whom.
+    """
+
+    approve: Annotated[Approve, BeforeValidator(_approve)]
+
+
 #: The kinds of steps, by the names that the errors' paths have them under.
-KINDS: dict[str, type[StepBase]] = {"(agent step)": AgentStep, "(command step)": CommandStep}
+KINDS: dict[str, type[StepBase]] = {
+    "(agent step)": AgentStep,
+    "(command step)": CommandStep,
+    "(approval)": ApproveStep,
+}
+_KIND_BY_KEY = {"prompt": "(agent step)", "run": "(command step)", "approve": "(approval)"}
 
 
 def _kind(value: Any) -> str:
     """Return which kind of step a value is: by the key that says what is to be done."""
     given = value if isinstance(value, dict) else {}
-    return "(command step)" if "run" in given and "prompt" not in given else "(agent step)"
+    return next((kind for key, kind in _KIND_BY_KEY.items() if key in given), "(agent step)")
 
 
 Step = Annotated[
-    Annotated[AgentStep, Tag("(agent step)")] | Annotated[CommandStep, Tag("(command step)")],
+    Annotated[AgentStep, Tag("(agent step)")]
+    | Annotated[CommandStep, Tag("(command step)")]
+    | Annotated[ApproveStep, Tag("(approval)")],
     Discriminator(_kind),
 ]
 

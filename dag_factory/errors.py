@@ -13,17 +13,34 @@ _SHOWN_LENGTH = 60
 _SAID_LENGTH = 200
 
 
+class Spot(NamedTuple):
+    """A place within the text that a value of a definition is, or within the file that it names.
+
+    :param line: line, from 1.
+    :param column: character of the line, from 1.
+    :param file: the file, relative to the definition's folder; None for the value's own text.
+    """
+
+    line: int
+    column: int
+    file: str | None = None
+
+
 class Fault(NamedTuple):
     """What is wrong with one value of a definition.
 
     :param path: the way to the value.
     :param text: what is wrong, and after a semicolon what is allowed or the nearest right word.
     :param at_key: whether the key is wrong, not its value.
+    :param spot: where within the value it is wrong; None for all of it.
+    :param steps: the steps for which a file is wrong; empty where it is wrong for all.
     """
 
     path: Path
     text: str
     at_key: bool = False
+    spot: Spot | None = None
+    steps: tuple[str, ...] = ()
 
 
 class Problem(NamedTuple):

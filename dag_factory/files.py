@@ -45,6 +45,29 @@ class Files:
             )
         return self._schemas[name]
 
+    def schema(self, name: str) -> Any:
+        """Return the JSON schema that the file ``name`` holds, None if it cannot be used."""
+        content = self._content(name)
+        if isinstance(content, str) or self.schema_fault(name):
+            return None
+        return json.loads(content)
+
+    def text(self, name: str) -> str | None:
+        """Return the text of the file ``name``, None if it cannot be used."""
+        content = self._content(name)
+        return None if isinstance(content, str) else content.decode()
+
+    def template_exists(self, name: str) -> bool:
+        """Return whether a template can name the file ``name``."""
+        return bool(name) and ".." not in name.split("/") and "\0" not in name and self.exists(name)
+
+    def beside(self, name: str) -> str:
+        """Return the path of the file ``name``, relative to the definition's folder."""
+        folder = self.folders[0]
+        if os.path.isfile(f"{folder}/{name}"):  # noqa: PTH113
+            return name
+        return f"../{name}"
+
     def digest(self, name: str) -> str:
         """Return the SHA-256 of the file's content, hexadecimal; empty if it cannot be read."""
         content = self._content(name)

@@ -14,11 +14,12 @@ from dag_factory.parts import RawStep, as_mapping, as_text, reads_only, steps_of
 from dag_factory.schedule import is_scheduled, param_faults, schedule_fault
 
 
-def check(value: Any, files: Files) -> Iterator[Fault]:
+def check(value: Any, files: Files, *, references: bool = True) -> Iterator[Fault]:
     """Yield what is wrong between the parts of a definition.
 
     :param value: the definition's values.
     :param files: where its prompts and schemas are.
+    :param references: whether to read the prompts too, for what they name.
     """
     workflow = value if isinstance(value, dict) else {}
     defaults = as_mapping(workflow.get("defaults"))
@@ -34,6 +35,14 @@ def check(value: Any, files: Files) -> Iterator[Fault]:
         yield from _check_changes(step, defaults)
         yield from _check_prompt(step, files)
         yield from _check_schema(step, files)
+    if references:
+        # Costs what a task's own parse need not pay.
+        from dag_factory.references import check_references
+
+        def upstream_of(step_id: str) -> set[str] | None:
+            return _upstream_of(step_id, steps, depends_on)
+
+        yield from check_references(workflow, steps, upstream_of, files)
     yield from _check_cycles(depends_on)
 
 
@@ -86,6 +95,24 @@ def _depends_on(step: RawStep) -> Iterator[tuple[str, Path]]:
                 yield name, (*path, index)
     elif name := as_text(given):
         yield name, path
+
+
+def _upstream_of(
+    step_id: str, steps: list[RawStep], depends_on: dict[str, dict[str, Path]]
+) -> set[str] | None:
+    """Return all steps before a step; None where any of them depends on what is no step."""
+    found: set[str] = set()
+    waiting = [step_id]
+    while waiting:
+        new = depends_on[waiting.pop()].keys() - found
+        found |= new
+        waiting += new
+    for step in steps:
+        if step.id == step_id or step.id in found:
+            known = depends_on[step.id]
+            if any(name not in known for name, _ in _depends_on(step)):
+                return None
+    return found
 
 
 def _check_cycles(depends_on: dict[str, dict[str, Path]]) -> Iterator[Fault]:

@@ -61,10 +61,6 @@ def _pattern(pattern: str, message: str) -> Rule:
     return _also(pattern=pattern, patternErrorMessage=message)
 
 
-def _never(schema: Schema, message: str) -> Schema:
-    return {"not": schema, "errorMessage": message}
-
-
 def _in_place(schema: Schema) -> Rule:
     return lambda _: schema
 
@@ -217,11 +213,10 @@ def _mapping_with(key: str, said: Schema) -> Schema:
 
 
 _READS_ONLY = _mapping_with("access", {"const": "read_only"})
-_MUST_CHANGE = _mapping_with("changes", {"const": "required"})
-_HAS_ACCESS = _mapping_with("access", _NOT_NULL)
+# Of a step that may change nothing; what else there is, its own key says.
+_MAY_NOT = {"enum": ["allowed", "forbidden", None]}
 _HAS_AGENT = _mapping_with("agent", _NOT_NULL)
 _HAS_MODEL = _mapping_with("model", _NOT_NULL)
-_READ_ONLY_CHANGE = "a read-only step cannot change what it must; give it 'access: write'"
 
 
 def _any_of(*keys: str) -> Rule:
@@ -229,14 +224,24 @@ def _any_of(*keys: str) -> Rule:
     return _also(anyOf=[_mapping_with(key, _NOT_NULL) for key in keys])
 
 
-def _one_model() -> Rule:
-    agent = {"anyOf": [_HAS_MODEL, {"type": "array", "contains": _HAS_MODEL}]}
-    twice = {"allOf": [_HAS_MODEL, _mapping_with("agent", agent)]}
-    return _also(**_never(twice, "the model is given twice; keep 'model' here or under 'agent'"))
-
-
 def _with(*rules: Schema) -> Rule:
     return lambda schema: {**schema, "allOf": [*schema.get("allOf", []), *rules]}
+
+
+def _where(given: Schema, **properties: Schema | bool) -> Schema:
+    """Return what holds of some keys where ``given`` does.
+
+    Of a whole that must not be, an editor could say no more than that.
+    """
+    return {"if": given, "then": {"properties": properties}}
+
+
+def _one_model() -> Rule:
+    agent = {"anyOf": [_HAS_MODEL, {"type": "array", "contains": _HAS_MODEL}]}
+    said = "the model is given twice; keep 'model' here or under 'agent'"
+    return _with(
+        _where(_mapping_with("agent", agent), model={"type": "null", "errorMessage": said})
+    )
 
 
 def _models_of_one_vendor(schema: Schema) -> Schema:
@@ -246,8 +251,7 @@ def _models_of_one_vendor(schema: Schema) -> Schema:
         for name in sorted(AGENTS)
     ]
     several = {"allOf": [_HAS_MODEL, _mapping_with("agent", {"type": "array"})]}
-    rule = {"if": several, "then": {"properties": {"agent": {"anyOf": same}}}}
-    return _with(rule)(schema)
+    return _with(_where(several, agent={"anyOf": same}))(schema)
 
 
 def _workflow(schema: Schema) -> Schema:
@@ -256,7 +260,7 @@ def _workflow(schema: Schema) -> Schema:
     def steps(said: Schema) -> Schema:
         return {"properties": {"steps": {"items": said}}}
 
-    changes_by_default = {"allOf": [_MUST_CHANGE, {"not": _HAS_ACCESS}]}
+    own_access = _mapping_with("access", _NOT_NULL)
     scheduled = {"type": "string", "not": {"const": "none"}}
     rules = [
         {
@@ -265,7 +269,7 @@ def _workflow(schema: Schema) -> Schema:
         },
         {
             "if": _mapping_with("defaults", _READS_ONLY),
-            "then": steps(_never(changes_by_default, _READ_ONLY_CHANGE)),
+            "then": steps({"if": own_access, "else": {"properties": {"changes": _MAY_NOT}}}),
         },
         {
             "if": _mapping_with("schedule", scheduled),
@@ -319,18 +323,12 @@ VALIDATORS: dict[str, Rule] = {
     "_output": _or_value_of("path"),
     "_retry": _or_value_of("count"),
     "_repository": _or_value_of("url"),
+    "_approve": _or_value_of("subject"),
     "Output._something": _any_of("path", "schema"),
     "Paths._something": _also(minProperties=1),
     "Budget._something": _any_of("usd", "tokens"),
-    "Retry._coherent": _also(
-        **_never(
-            {
-                "properties": {"backoff": {"const": "none"}},
-                "required": ["backoff"],
-                "anyOf": [{"required": ["delay"]}, {"required": ["max_delay"]}],
-            },
-            "'backoff: none' retries at once; remove the delays, or the backoff",
-        )
+    "Retry._coherent": _with(
+        _where(_mapping_with("backoff", {"const": "none"}), delay=False, max_delay=False)
     ),
     "AgentStep._one_model": _one_model(),
 }
@@ -338,7 +336,7 @@ VALIDATORS: dict[str, Rule] = {
 #: By the name of a model of :mod:`dag_factory.definition`: what checks ask of its whole.
 MODELS: dict[str, Rule] = {
     "AgentStep": _models_of_one_vendor,
-    "WorkspaceStep": _with(_never({"allOf": [_READS_ONLY, _MUST_CHANGE]}, _READ_ONLY_CHANGE)),
+    "WorkspaceStep": _with(_where(_READS_ONLY, changes=_MAY_NOT)),
     "Workflow": _workflow,
 }
 

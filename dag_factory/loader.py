@@ -38,7 +38,8 @@ def load_workflows(loader_file: str) -> dict[str, DAG]:
     dags = {}
     for name in definition_names(folder) if asked is None else _names_of(folder, asked):
         try:
-            dag = _load(folder / name, files, loader_file)
+            # What a task's definition names, the DAG processor has checked before there was a task.
+            dag = _load(folder / name, files, loader_file, references=asked is None)
         except InvalidWorkflow as error:
             log.error("Invalid workflow in %s:\n%s", folder, error)
             if not in_dag_processor():
@@ -67,8 +68,8 @@ def _names_of(folder: Path, dag_id: str) -> list[str]:
     return [name for name in names if os.path.isfile(folder / name)]  # noqa: PTH113
 
 
-def _load(path: Path, files: Files, loader_file: str) -> DAG:
-    definition = read_definition(path, path.name, files)
+def _load(path: Path, files: Files, loader_file: str, *, references: bool) -> DAG:
+    definition = read_definition(path, path.name, files, references=references)
     try:
         return build(definition, loader_file)
     except Exception as error:

@@ -15,6 +15,8 @@ from dag_factory.definition import (
     LATER_KINDS,
     Agent,
     AgentStep,
+    Approve,
+    ApproveStep,
     Budget,
     CommandStep,
     Defaults,
@@ -34,6 +36,7 @@ _MODELS: dict[str | None, type[BaseModel]] = {
     "defaults": Defaults,
     "agent": Agent,
     "output": Output,
+    "approve": Approve,
     "retry": Retry,
     "paths": Paths,
     "repository": Repository,
@@ -42,7 +45,11 @@ _MODELS: dict[str | None, type[BaseModel]] = {
 }
 
 #: The key that says what a step does, by which its kind is known.
-_KIND_OF: dict[str, type[StepBase]] = {"prompt": AgentStep, "run": CommandStep}
+_KIND_OF: dict[str, type[StepBase]] = {
+    "prompt": AgentStep,
+    "run": CommandStep,
+    "approve": ApproveStep,
+}
 
 # The numbers that a value of this key may be.
 _RANGES = {
@@ -59,6 +66,10 @@ _FORMS = {
     "agent": "a name, a mapping of name, model, connection and options, or a list of these",
     "output": "a path, or a mapping of path and schema",
     "retry": "a number, or a mapping of count, delay, backoff, max_delay and on",
+    "approve": "the question, or a mapping of subject, body, options, timeout, assignees and "
+    "on_reject",
+    "options": "a mapping of names to values",
+    "assignees": "the id of one of Airflow's users, or a list of ids",
     "pool": "the name of one of Airflow's pools",
     "max_active_runs": "such as 1",
     "priority": "such as 10",
@@ -79,7 +90,6 @@ _FORMS = {
     "params": "a mapping of names to JSON schemas such as {type: string, default: x}",
     "tags": "a list such as [docs, nightly]",
     "context": "a mapping of names to values",
-    "options": "a mapping of names to values",
     "defaults": "a mapping of keys that steps have too",
     None: "a workflow is a mapping that has a name and steps",
 }

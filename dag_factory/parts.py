@@ -27,7 +27,7 @@ class RawStep(NamedTuple):
     @property
     def is_agents(self) -> bool:
         """Whether it is an agent's step."""
-        return "run" not in self.values or "prompt" in self.values
+        return "prompt" in self.values or {"run", "approve"}.isdisjoint(self.values)
 
 
 def as_mapping(value: Any) -> dict[str, Any]:

@@ -31,19 +31,26 @@ class Definition(NamedTuple):
     files: Files
 
 
-def read_definition(path: Path, file: str | None = None, files: Files | None = None) -> Definition:
+def read_definition(
+    path: Path,
+    file: str | None = None,
+    files: Files | None = None,
+    *,
+    references: bool = True,
+) -> Definition:
     """Read and check a definition.
 
     :param path: its file.
     :param file: the file, as errors shall name it; None for ``path``.
     :param files: reads the prompts and schemas of the file's folder; None for a new reader.
+    :param references: whether to check what the prompts and other templates name.
     :raises InvalidWorkflow: with everything that is wrong.
     """
     file = printable(str(path) if file is None else file)
     content = _read(path, file)
     source = read_source(content, file, json=path.suffix == ".json")
     files = files or Files(path.parent)
-    faults = [*check(source.value, files), *_check_stem(source, path)]
+    faults = [*check(source.value, files, references=references), *_check_stem(source, path)]
     try:
         workflow = Workflow.model_validate(source.value)
     except ValidationError as error:

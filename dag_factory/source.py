@@ -7,14 +7,24 @@ are texts, not a surprise. Tags and merge keys are errors; anchors and aliases w
 
 from __future__ import annotations
 
+from os.path import normpath
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from dag_factory.composer import Composer, Place, Unreadable
-from dag_factory.errors import Fault, InvalidWorkflow, Path, Problem
+from dag_factory.composer import (
+    Composer,
+    Place,
+    Unreadable,
+    line_and_column,
+    line_starts,
+    plain_lines,
+)
+from dag_factory.errors import Fault, InvalidWorkflow, Path, Problem, Spot, printable, show
 from dag_factory.yaml_composer import YamlComposer
 
 #: Bytes that a definition may have.
 MAX_BYTES = 1 << 20
+_SHOWN_STEPS = 3
 
 
 class Source(NamedTuple):
@@ -34,13 +44,41 @@ class Source(NamedTuple):
     problems: tuple[Problem, ...] = ()
 
     def locate(self, fault: Fault) -> Problem:
-        """Return ``fault`` with its line and column.
+        """Return ``fault`` with its line and column, and with its file where that is another one.
 
         A path that leads beyond the file, as to a key that is missing, ends at the last value there
         is on it.
         """
         line, column = self._position(fault.path, fault.at_key)
-        return Problem(self.file, line + 1, column + 1, fault.text)
+        if fault.spot is None:
+            return Problem(self.file, line + 1, column + 1, fault.text)
+        if fault.spot.file is None:
+            line, column = self._within(fault.path, line, column, fault.spot)
+            return Problem(self.file, line + 1, column + 1, fault.text)
+        file = printable(normpath(PurePath(self.file).parent / fault.spot.file))
+        return Problem(file, fault.spot.line, fault.spot.column, self._for_steps(fault))
+
+    def _for_steps(self, fault: Fault) -> str:
+        """Return the text of a fault in another file, with the steps for which it is one."""
+        if not fault.steps:
+            return fault.text
+        steps = ", ".join(map(show, fault.steps[:_SHOWN_STEPS]))
+        more = len(fault.steps) - _SHOWN_STEPS
+        and_more = f" and {more} more" if more > 0 else ""
+        return f"for {steps}{and_more} of {self.file}: {fault.text}"
+
+    def _within(self, path: Path, line: int, column: int, spot: Spot) -> tuple[int, int]:
+        """Return the place of a spot in the text at ``path``, whose own place is given."""
+        from dag_factory.scalars import positions_in_file
+
+        value = self.value
+        for part in path:
+            value = value[part]
+        value = plain_lines(value)
+        starts = line_starts(self.text)
+        offset = line_starts(value)[spot.line - 1] + spot.column - 1
+        position = positions_in_file(self.text, starts[line] + column, value).get(offset)
+        return (line, column) if position is None else line_and_column(starts, position)
 
     def _position(self, path: Path, at_key: bool) -> tuple[int, int]:
         place = self.place

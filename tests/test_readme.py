@@ -37,6 +37,19 @@ def test_its_own_workflow_is_valid(tmp_path: Path) -> None:
     assert [step.id for step in workflow.steps] == ["survey", "report"]
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_the_workflows_of_the_pages_are_valid(tmp_path: Path, page: Path) -> None:
+    blocks = re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.M | re.S)
+    (tmp_path / "prompts").mkdir()
+    for text in blocks:
+        if name := re.match(r"name: (\S+)$", text, re.M):
+            for prompt in re.findall(r"prompt: (prompts/\S+)", text):
+                (tmp_path / prompt).write_text("Do it.")
+            file = tmp_path / f"{name[1]}.yaml"
+            file.write_text(text)
+            assert read_definition(file).workflow.name == name[1]
+
+
 def test_its_rehearsal_script_is_valid_and_fits_its_workflow() -> None:
     (script,) = SCRIPTS
     (own,) = WORKFLOWS[1:]

@@ -27,6 +27,7 @@ class Outcome(BaseModel):
     :param failure: class, reason, vendor's words and seconds to wait, of a failed attempt.
     :param boxed: whether the agent's program ran in the box; None for an agent at its vendor.
     :param session: the vendor's id of the agent's conversation.
+    :param answer: what a person decided: ``approved``, ``option``, ``by`` and ``comment``.
     :param commit: the step's commit if it succeeded, else its last checkpoint's.
     :param usage: tokens of this attempt alone.
     :param cost: USD of this attempt, None if unknown.
@@ -50,6 +51,7 @@ class Outcome(BaseModel):
     model: str | None = None
     boxed: bool | None = None
     session: str | None = None
+    answer: dict[str, Any] | None = None
     commit: str | None = None
     branch: str | None = None
     output_path: str | None = None

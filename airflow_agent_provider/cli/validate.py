@@ -28,7 +28,8 @@ def validate(args: Namespace) -> None:
                 valid.append(_check(file, problems))
         except InvalidWorkflow as error:
             problems += error.problems
-    sys.stdout.writelines(f"{line}\n" for line in problems or valid)
+    # Workflows that share a template share its errors.
+    sys.stdout.writelines(f"{line}\n" for line in dict.fromkeys(problems) or valid)
     if problems:
         raise SystemExit(1)
 

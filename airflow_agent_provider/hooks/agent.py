@@ -300,6 +300,7 @@ class HostedAgentHook(AgentHook):
         The base knows none beyond the run's status and time of change, and returns ``since``.
 
         :param since: the mark of the last call, empty at first.
+        :raises AgentFailure: if the vendor refuses to tell: that is no silence of the agent.
         """
         return since
 

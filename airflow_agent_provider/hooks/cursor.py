@@ -240,22 +240,30 @@ class CursorHook(HostedAgentHook, LocalAgentHook):
     def sign_of_life(self, agent_id: str, run_id: str, since: str = "") -> str:
         """Return the id of the newest event of the run; Cursor stamps a run only when it changes
         its status, so a busy run looks like a stalled one but for its events.
+
+        :raises AgentFailure: if the stream does not open: that is no silence of the agent.
         """
         import httpx
 
         deadline = time.monotonic() + LISTEN_TIMEOUT
-        newest, read = since, 0
+        newest, read, opened = since, 0, False
         try:
             with (
                 self._client() as client,
                 client.stream("GET", **_listening(agent_id, run_id, since)) as answer,
             ):
-                for line in answer.iter_lines() if answer.is_success else ():
+                opened = True
+                if not answer.is_success:
+                    answer.read()
+                    return self._no_sign(answer, run_id, since)
+                for line in answer.iter_lines():
                     newest, read = api.newest_event((line,), newest), read + len(line)
                     if read > LISTEN_BYTES or time.monotonic() > deadline:
                         break
-        except httpx.HTTPError:
-            pass  # What was heard until then counts; the caller judges by it.
+        except httpx.HTTPError as error:
+            if not opened:
+                raise self._unreachable(_no_answer(error)) from error
+            # What was heard until then counts; the caller judges by it.
         return newest
 
     async def asign_of_life(self, agent_id: str, run_id: str, since: str = "") -> str:

@@ -70,6 +70,7 @@ def attempt_values(
         "agent": _text(outcome.get("agent")),
         "model": _text(outcome.get("model")),
         "session_id": _session(outcome.get("session")),
+        "answer": dict(outcome["answer"]) if outcome.get("answer") else None,
         "commit": _text(outcome.get("commit")),
         "branch": _text(outcome.get("branch")),
         "output_path": _text(outcome.get("output_path")),

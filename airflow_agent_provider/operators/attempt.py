@@ -42,9 +42,10 @@ from airflow_agent_provider.agents.failures import (
     VerificationFailed,
     failure_to_dict,
 )
-from airflow_agent_provider.agents.identity import AttemptKey, StepKey
+from airflow_agent_provider.agents.identity import AttemptKey
 from airflow_agent_provider.agents.outcome import Outcome
 from airflow_agent_provider.agents.processes import end_at_home
+from airflow_agent_provider.agents.template_names import StepValues
 from airflow_agent_provider.hooks.artifacts import open_store
 from airflow_agent_provider.hooks.lease import Lease
 from airflow_agent_provider.operators.checks import Checks
@@ -52,6 +53,7 @@ from airflow_agent_provider.operators.inputs import StepInputs
 from airflow_agent_provider.operators.judge import Verdict, judge, output_file
 from airflow_agent_provider.operators.record import (
     Record,
+    attempt_key,
     redact_values,
     refuse_secrets,
 )
@@ -87,15 +89,11 @@ class Attempt(ABC):
     """
 
     def __init__(self, operator: StepOperator, context: Context) -> None:
-        ti = context["ti"]
         self.operator = operator
         self.context = context
         self.log = operator.log
         self.settings = load_settings()
-        step = StepKey(
-            ti.dag_id, ti.run_id, ti.task_id, -1 if ti.map_index is None else ti.map_index
-        )
-        self.key = AttemptKey(step, ti.try_number)
+        self.key = attempt_key(context["ti"])
         self.clear_number = context["dag_run"].clear_number or 0
         self.started = datetime.now(UTC)
         self.limits = Limits(operator.timeout.total_seconds(), operator.stall.total_seconds())
@@ -106,7 +104,7 @@ class Attempt(ABC):
             owner=f"{socket.gethostname()}:{os.getpid()}",
             ttl=self.settings.lease_ttl,
         )
-        self.inputs = StepInputs(operator, context, step, self.store, self.settings)
+        self.inputs = StepInputs(operator, context, self.key.step, self.store, self.settings)
         self.record = Record(self.store, self.key)
         self.session: Session | None = None
         self.model: str | None = None
@@ -196,7 +194,7 @@ class Attempt(ABC):
         """Take the step's lease, make the workspace, resolve what to do, find the checkpoint."""
         self.lease.acquire(wait=2 * self.settings.lease_ttl)
         self._resources.enter_context(self.lease.keep(self.on_lost))
-        if not self.inputs.wanted():
+        if not self.inputs.templates.wanted():
             raise AirflowSkipException(f"{self.operator.when} is false")
         self._prepare(checkpoint=None)
         self._prompt = self._resolve()
@@ -512,7 +510,7 @@ class Attempt(ABC):
     def _xcom(self, output: Any, commit: str, branch: str | None) -> dict[str, Any]:
         total = self._checkpoint.spent if self._checkpoint else Spent()
         usage = Usage(**total.model_dump())
-        return {
+        values: StepValues = {
             "status": "success",
             "output": output,
             "output_path": self.operator.output_path,
@@ -527,6 +525,7 @@ class Attempt(ABC):
             "cost": usage.cost,
             "artifacts": self.record.main_artifacts,
         }
+        return dict(values)
 
     def _release(self) -> None:
         try:

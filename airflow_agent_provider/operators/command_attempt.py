@@ -43,7 +43,8 @@ class CommandAttempt(Attempt):
 
     def _resolve(self) -> Prompt:
         where = f"'run' of step {self.key.step.step_id}"
-        renderer = self.inputs.renderer(self.inputs.names(self.workspace))
+        templates = self.inputs.templates
+        renderer = templates.renderer(templates.names(self.workspace))
         command = renderer.command(self.operator.run, where)
         if not command.strip():
             raise PromptError(f"{where}: the command is empty")

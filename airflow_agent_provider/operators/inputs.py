@@ -1,4 +1,4 @@
-"""What a step starts from: its repository, the work and results of earlier steps, its prompt."""
+"""What a step starts from: its repository, the work of earlier steps, and what is asked of it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from airflow_agent_provider.hooks.repository import (
     submodule_source,
 )
 from airflow_agent_provider.operators.judge import Rules
-from airflow_agent_provider.operators.steps import Steps
-from airflow_agent_provider.prompts.render import Renderer
+from airflow_agent_provider.operators.templates import StepTemplates
 from airflow_agent_provider.sandbox.box import works
 from airflow_agent_provider.sandbox.git_box import GitBox
 from airflow_agent_provider.workspace.checkout import Checkout
@@ -57,10 +56,10 @@ class StepInputs:
         settings: Settings,
     ) -> None:
         self._operator = operator
-        self._context = context
         self.step = step
         self._store = store
         self.settings = settings
+        self.templates = StepTemplates(operator, context, step, store)
 
     # --- the repository and the work so far ------------------------------------------------
 
@@ -144,7 +143,7 @@ class StepInputs:
                 continue
             seen.add(task_id)
             task = self._operator.dag.get_task(task_id)
-            result = self._pull(task_id) if isinstance(task, StepOperator) else None
+            result = self.templates.pull(task_id) if isinstance(task, StepOperator) else None
             if isinstance(result, Mapping):
                 yield task_id, result
             else:
@@ -157,18 +156,7 @@ class StepInputs:
         self._store.fetch(self._store.key(uri), to)
         return to
 
-    # --- templates -------------------------------------------------------------------------
-
-    def wanted(self) -> bool:
-        """Return whether the step's ``when`` is true; a step without one is wanted.
-
-        :raises InvalidDefinition: if it cannot be evaluated, or is neither true nor false.
-        """
-        when = self._operator.when
-        if not when:
-            return True
-        renderer = self.renderer(self.names(None))
-        return renderer.truth(when, f"'when' of step {self.step.step_id}")
+    # --- what its result is held against ---------------------------------------------------
 
     def rules(self) -> Rules:
         """Return what the step asks of its result."""
@@ -189,7 +177,7 @@ class StepInputs:
         schema = self._operator.output_schema
         if not isinstance(schema, str):
             return schema
-        for folder in self._folders:
+        for folder in self.templates.folders:
             file = Path(folder) / schema
             if file.is_file():
                 try:
@@ -197,61 +185,9 @@ class StepInputs:
                 except ValueError as error:
                     raise InvalidDefinition(f"{file}: the schema is not JSON: {error}") from error
                 return loaded
-        raise InvalidDefinition(f"there is no schema {schema!r} in {', '.join(self._folders)}")
-
-    @property
-    def _folders(self) -> list[str]:
-        return list(self._operator.prompt_folders) or [str(self._operator.dag.folder)]
-
-    def renderer(
-        self,
-        names: Mapping[str, Any],
-        texts: dict[str, tuple[str, str | None]] | None = None,
-    ) -> Renderer:
-        """Return what renders the step's templates.
-
-        :param names: the names that they may use, beside Airflow's own.
-        :param texts: templates that are not files, by name, each with the version that was read.
-        """
-        dag = self._operator.dag
-        folders = [*self._folders, str(dag.folder), *_searchpath(dag.template_searchpath)]
-        # The sandboxed environment in any case: a native one would turn a prompt into a value.
-        environment = dag.get_template_env(force_sandboxed=True)
-        airflow = dict(self._context)
-        return Renderer(environment, list(dict.fromkeys(folders)), names, airflow, texts)
-
-    def names(self, workspace: Workspace | None) -> dict[str, Any]:
-        """Return the names that the step's templates may use.
-
-        :param workspace: the workspace, whose files and commits they may read; None before there is
-            one.
-        """
-        step = self.step
-        run = {"id": step.run_id, "branch": step.run_branch}
-        names = {
-            "params": self._context["params"],
-            "steps": self._steps(),
-            "run": run,
-            "workflow": {"name": step.dag_id, "step": step.step_id},
-        }
-        if workspace is None:
-            return names
-        run |= {"base": workspace.base, "start": workspace.start}
-        return {**names, "file": lambda path: workspace.read_output(path).decode(errors="replace")}
-
-    def _steps(self) -> Steps:
-        upstream = self._operator.get_flat_relative_ids(upstream=True)
-        return Steps(set(upstream), self._pull, self._state, self._store)
-
-    def _pull(self, step_id: str) -> Any:
-        return self._context["ti"].xcom_pull(task_ids=step_id)
-
-    def _state(self, step_id: str) -> str:
-        step = self.step
-        states = self._context["ti"].get_task_states(
-            dag_id=step.dag_id, task_ids=[step_id], run_ids=[step.run_id]
+        raise InvalidDefinition(
+            f"there is no schema {schema!r} in {', '.join(self.templates.folders)}"
         )
-        return str(states.get(step.run_id, {}).get(step_id) or "not run")
 
 
 def git_runners(sandbox: Sandbox) -> GitRunners | None:
@@ -270,9 +206,3 @@ def _git_runner(writable: Sequence[Path], readable: Sequence[Path]) -> GitRunner
         return box
     _log.warning("Our own git runs without a box: the sandbox does not work on this worker")
     return PLAIN
-
-
-def _searchpath(value: Any) -> list[str]:
-    if not value:
-        return []
-    return [value] if isinstance(value, str) else list(value)

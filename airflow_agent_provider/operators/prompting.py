@@ -15,20 +15,21 @@ if TYPE_CHECKING:
 
 
 def make_prompt(
-    operator: AgentOperator, inputs: StepInputs, workspace: Workspace, *, hosted: bool
+    operator: AgentOperator, inputs: StepInputs, workspace: Workspace | None, *, hosted: bool
 ) -> Prompt:
     """Return the step's resolved prompt.
 
     :param operator: the step; its context is rendered in place.
     :param inputs: what it starts from.
-    :param workspace: the workspace, whose files the template may read.
+    :param workspace: the workspace, whose files the template may read; None where there is none.
     :param hosted: whether the agent works at its vendor.
     :raises PromptError: if a template cannot be rendered.
     """
-    names = inputs.names(workspace)
-    operator.prompt_context = inputs.renderer(names).value(operator.prompt_context, "context")
+    templates = inputs.templates
+    names = templates.names(workspace)
+    operator.prompt_context = templates.renderer(names).value(operator.prompt_context, "context")
     name, texts = _template(operator, inputs)
-    renderer = inputs.renderer({**names, "context": operator.prompt_context}, texts)
+    renderer = templates.renderer({**names, "context": operator.prompt_context}, texts)
     prompt = renderer.prompt(name)
     if not operator.prompt_contract:
         return prompt

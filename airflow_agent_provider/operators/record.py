@@ -11,7 +11,7 @@ from typing import Any
 from airflow.sdk._shared.secrets_masker import redact as _redact
 
 from airflow_agent_provider.agents.failures import OutputInvalid, PolicyViolation
-from airflow_agent_provider.agents.identity import AttemptKey
+from airflow_agent_provider.agents.identity import AttemptKey, StepKey
 from airflow_agent_provider.hooks.artifacts import ArtifactStore
 from airflow_agent_provider.workspace.output import read_beneath
 
@@ -33,6 +33,12 @@ def redact_values(value: Any) -> Any:
     and the output of a step may well have such names.
     """
     return json.loads(redact(json.dumps(value)))
+
+
+def attempt_key(ti: Any) -> AttemptKey:
+    """Return who an attempt is, from Airflow's task instance."""
+    map_index = -1 if ti.map_index is None else ti.map_index
+    return AttemptKey(StepKey(ti.dag_id, ti.run_id, ti.task_id, map_index), ti.try_number)
 
 
 class Record:

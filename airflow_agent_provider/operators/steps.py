@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 #: In XCom, the key of a mapping that stands for an output too large for it.
 REFERENCE = "$artifact"
+#: The name of what a step has changed, for ``git apply``; it is read from its artifact.
+PATCH = "patch"
 
 
 def inline_or_reference(output: Any, uri: str) -> Any:
@@ -45,9 +47,11 @@ class StepResult(Mapping[str, Any]):
     @property
     def prompt_names(self) -> list[str]:
         """The names that a template may ask for."""
-        return sorted(self._values)
+        return sorted(self)
 
     def __getitem__(self, name: str) -> Any:
+        if name == PATCH:
+            return self._load(self._values["artifacts"]["changes.patch"]).decode(errors="replace")
         value = self._values[name]
         if isinstance(value, Mapping) and REFERENCE in value:
             text = self._load(str(value[REFERENCE])).decode()
@@ -55,10 +59,12 @@ class StepResult(Mapping[str, Any]):
         return value
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
+        yield from self._values
+        if "changes.patch" in self._values.get("artifacts", {}):
+            yield PATCH
 
     def __len__(self) -> int:
-        return len(self._values)
+        return sum(1 for _ in self)
 
     def __repr__(self) -> str:
         return f"the results of step {self._step_id!r}"

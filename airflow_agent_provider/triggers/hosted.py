@@ -238,17 +238,16 @@ def wait_for_run(
         time.sleep(decision.wait)
         try:
             run = hook.get_run(agent_id, run_id)
+            if run.ended:
+                return run
+            status = _tell(run, status)
+            decision = waiter.saw(run, time.monotonic())
+            if decision.ask:
+                sign = hook.sign_of_life(agent_id, run_id, waiter.sign)
+                decision = waiter.heard(sign, time.monotonic())
         except AgentFailure as failure:
             log.warning("%s", failure)
             decision = waiter.failed(failure, time.monotonic())
-            continue
-        if run.ended:
-            return run
-        status = _tell(run, status)
-        decision = waiter.saw(run, time.monotonic())
-        if decision.ask:
-            sign = hook.sign_of_life(agent_id, run_id, waiter.sign)
-            decision = waiter.heard(sign, time.monotonic())
     if decision.cancel:
         try:
             hook.cancel(agent_id, run_id)

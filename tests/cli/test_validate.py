@@ -63,6 +63,23 @@ def test_the_errors_of_all_files_and_nothing_else(
     assert lines(capsys, "dags", "missing.yaml") == (1, expected)
 
 
+def test_errors_in_prompts_are_named_by_the_prompts_own_files(
+    dags: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (dags.parent / "prompts").mkdir()
+    (dags.parent / "prompts" / "a.md").write_text("{{ params.x }}\n{{ 1 | uper }}\n")
+    for name in ("one", "two"):
+        step = "{id: a, agent: codex, prompt: prompts/a.md}"
+        (dags / f"{name}.yaml").write_text(f"name: {name}\nsteps: [{step}]\n")
+    text = "the param 'x' is not declared; declare it under 'params', beside ref, repository"
+    expected = [
+        f"prompts/a.md:1:11: for 'a' of dags/one.yaml: {text}",
+        "prompts/a.md:2:8: unknown filter 'uper'; did you mean 'upper'?",
+        f"prompts/a.md:1:11: for 'a' of dags/two.yaml: {text}",
+    ]
+    assert lines(capsys, "dags") == (1, expected)
+
+
 def test_folders_are_searched_as_a_loader_would(
     dags: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,6 +41,6 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "prompts").mkdir()
     (tmp_path / "schemas").mkdir()
     dags.mkdir()
-    (tmp_path / "prompts" / "plan.md").write_text("Plan {{ params.feature }}.\n")
+    (tmp_path / "prompts" / "plan.md").write_text("Plan {{ params.ref }}.\n")
     (tmp_path / "schemas" / "plan.json").write_text('{"type": "object"}\n')
     return dags

@@ -115,7 +115,7 @@ steps:
   - id: a
     agent: {name: codex, model: gpt, connection: codex_mine, options: {effort: high}}
     prompt: prompts/plan.md
-    context: {issue: "{{ params.issue }}"}
+    context: {issue: "{{ params.ref }}"}
     access: read_only
     output: {path: out.json, schema: schemas/plan.json}
     changes: forbidden
@@ -137,7 +137,7 @@ steps:
     assert task.agent_conn_id == "codex_mine"
     assert task.options == {"effort": "high"}
     assert task.prompt == "prompts/plan.md"
-    assert task.prompt_context == {"issue": "{{ params.issue }}"}
+    assert task.prompt_context == {"issue": "{{ params.ref }}"}
     assert task.access == "read_only"
     assert task.output_path == "out.json"
     assert task.output_schema == "schemas/plan.json"

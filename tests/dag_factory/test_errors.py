@@ -144,7 +144,8 @@ FILE = [
         "a merge key",
         "name: w\nsteps:\n  - &a {id: a, agent: codex, prompt: go}\n  - {<<: *a, id: b}\n",
         [
-            "4:5: step 'b' has no 'prompt'; add it, or 'run' for a step of another kind",
+            "4:5: step 'b' has no 'prompt'; "
+            "add it, or 'run' or 'approve' for a step of another kind",
             "4:5: step 'b' has no agent; name one here or under 'defaults': {agents}",
             "4:6: merge keys are not supported; use 'defaults', or write the keys out",
         ],
@@ -275,7 +276,8 @@ KEYS = [
         "a step that does nothing",
         steps("timeout: 5m"),
         [
-            "4:5: step 'b' has no 'prompt'; add it, or 'run' for a step of another kind",
+            "4:5: step 'b' has no 'prompt'; "
+            "add it, or 'run' or 'approve' for a step of another kind",
             "4:5: step 'b' has no agent; name one here or under 'defaults': {agents}",
         ],
     ),

@@ -76,6 +76,21 @@ def test_airflow_files_the_errors_under_the_definitions_and_keeps_the_siblings(
 
 
 @pytest.mark.usefixtures("dag_processor")
+def test_an_error_in_a_prompt_is_filed_under_the_definition(broken_folder: Path) -> None:
+    prompt = "{id: a, agent: codex, prompt: prompts/plan.md}"
+    (broken_folder / "bad.yaml").write_text(f"name: bad\nsteps: [{prompt}]\n")
+    (broken_folder.parent / "prompts" / "plan.md").write_text("Do\n{{ steps.b.output }}\n")
+    bundle = broken_folder.parent
+    bag = BundleDagBag(broken_folder, bundle_path=bundle, bundle_name="b", load_op_links=False)
+
+    serialized, errors = _serialize_dags(bag, structlog.get_logger())
+
+    assert [dag.dag_id for dag in serialized] == ["good"]
+    said = "../prompts/plan.md:2:10: for 'a' of bad.yaml: unknown step 'b'; there are none"
+    assert errors["dags/bad.yaml"].splitlines()[-1] == said
+
+
+@pytest.mark.usefixtures("dag_processor")
 def test_one_tasks_parse_gets_no_placeholder(
     broken_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

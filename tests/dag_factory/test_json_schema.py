@@ -138,6 +138,19 @@ WHOLE: dict[str, Any] = {
             "pool": "commands",
             "priority": -1,
         },
+        {
+            "id": "go",
+            "approve": {
+                "subject": "Go on?",
+                "body": "See {{ steps.lint.output }}.",
+                "options": ["Now", "Later"],
+                "timeout": "2d",
+                "assignees": "ada",
+                "on_reject": "continue",
+            },
+            "depends_on": "lint",
+        },
+        {"id": "sure", "approve": "Sure?", "depends_on": "go"},
     ],
 }
 #: Of a dialect whose own schema says other things than the newest one's.
@@ -408,7 +421,8 @@ def test_of_mutations_it_says_what_the_checks_say(
 ) -> None:
     (folder / "w.json").write_text(json.dumps(definition))
     try:
-        read_definition(folder / "w.json")
+        # What templates name is beyond any schema.
+        read_definition(folder / "w.json", references=False)
     except InvalidWorkflow as error:
         said = [problem.text for problem in error.problems]
         if any(not any(words in text for words in SAID_ALONE) for text in said):

@@ -194,6 +194,18 @@ def test_one_tasks_own_parse_opens_its_own_definition_and_prompts_only(
     code = (loader_file, str(folder / "__pycache__"))
     data = [name for name in result["opened"] if not name.startswith(code)]
     assert data == [str(folder / "w7.yaml"), str(folder.parent / "prompts" / "plan.md")]
+    # The DAG processor has checked what its prompts name.
+    assert "dag_factory.references" not in result["all"]
+
+
+def test_references_are_checked_where_all_definitions_are_read(
+    folder: Path, loader_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "w.yaml").write_text(f"name: w\n{STEPS}".replace("prompts/plan.md", "'{{ zzz }}'"))
+    monkeypatch.delenv("_AIRFLOW_PARSING_CONTEXT_DAG_ID", raising=False)
+    assert load_workflows(loader_file) == {}
+    monkeypatch.setenv("_AIRFLOW_PARSING_CONTEXT_DAG_ID", "w")
+    assert list(load_workflows(loader_file)) == ["w"]
 
 
 @pytest.mark.integration

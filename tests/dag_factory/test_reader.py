@@ -38,7 +38,7 @@ CODEX = st.fixed_dictionaries(
 SEVERAL = st.lists(CODEX, min_size=1, unique_by=lambda agent: agent.get("connection"))
 AGENTS = st.sampled_from(["codex", "cursor", ["cursor"]]) | CODEX | SEVERAL
 PROMPTS = st.sampled_from(
-    ["prompts/plan.md", "s3://bucket/plan.md", "Go on: {{ params.x }}", "é\n"]
+    ["prompts/plan.md", "s3://bucket/plan.md", "Go on: {{ params.ref }}", "é\n"]
 )
 OUTPUTS = st.just("docs/a.md") | st.fixed_dictionaries(
     {"path": st.just("docs/a.md")},

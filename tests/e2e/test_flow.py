@@ -54,7 +54,7 @@ def test_commands_and_agents_work_on_each_other_s_results(bench: Bench) -> None:
               for name in {{ steps.plan.output.files[0] }} {{ steps.plan.output.files[1] }}; do
                 echo "$name"
               done > names.txt
-              test -e src/a.py
+              git diff --name-only {{ run.base }} > changed.txt
               echo {{ params.who }} > who.txt
               echo '{"names": 2}'
             output: {schema: {type: object, required: [names]}}
@@ -71,6 +71,7 @@ def test_commands_and_agents_work_on_each_other_s_results(bench: Bench) -> None:
     branch = outcomes["tell"]["branch"]
     # What an agent or a user wrote is a word for the command, and never a command.
     assert git(remote, "show", f"{branch}:names.txt").splitlines() == ["src/a.py", "it's; rm -rf *"]
+    assert git(remote, "show", f"{branch}:changed.txt").strip() == "src/a.py"
     assert git(remote, "show", f"{branch}:who.txt").strip() == "$(id)"
     subjects = git(remote, "log", "--format=%s", branch).splitlines()[:3]
     assert subjects == ["tell: commands", "count: commands", "plan: commands"]

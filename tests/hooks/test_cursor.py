@@ -369,6 +369,16 @@ def test_a_refusal_to_stream_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> N
         asyncio.run(closing(gone, lambda: gone.asign_of_life("bc-1", "run-1", "7")))
 
 
+def test_nor_is_it_on_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    with CursorServer(script(), limit=RateLimit(1)) as server:
+        connect(monkeypatch, host=server.url, password="key_secret_123")
+        assert CursorHook().sign_of_life("bc-1", "run-1", "7") == "7"
+        with pytest.raises(f.RateLimited):
+            CursorHook().sign_of_life("bc-1", "run-1", "7")
+    with pytest.raises(f.Unavailable):
+        CursorHook().sign_of_life("bc-1", "run-1", "7")
+
+
 def test_the_key_reaches_no_error_and_no_log(
     cursor: Start, hook: CursorHook, remote: Remote, caplog: pytest.LogCaptureFixture
 ) -> None:
