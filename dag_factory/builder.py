@@ -155,6 +155,7 @@ def _arguments(
         arguments["own_repository"] = workflow.repository.url
         arguments["repository_conn_id"] = workflow.repository.connection
         arguments["submodules"] = workflow.repository.submodules
+        arguments["lfs"] = workflow.repository.lfs
         arguments["sparse"] = workflow.repository.sparse
     return operator, arguments
 

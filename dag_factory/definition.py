@@ -333,6 +333,7 @@ class Repository(_Strict):
     :param ref: branch, tag or commit to start from; default the repository's default branch.
     :param connection: id of a connection of type ``git``, for a private repository.
     :param submodules: whether workspaces hold the files of submodules, to read.
+    :param lfs: whether files that git-lfs manages have their content in workspaces, to read.
     :param sparse: patterns, as in ``paths``, of the files that workspaces hold, beside those at
         the top; default all.
     """
@@ -341,6 +342,7 @@ class Repository(_Strict):
     ref: str = ""
     connection: Text | None = None
     submodules: bool = False
+    lfs: bool = False
     sparse: Patterns = []
 
 

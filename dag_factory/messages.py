@@ -83,7 +83,7 @@ _FORMS = {
     "setup": "a mapping of run and files",
     "budget": "a mapping of usd and tokens",
     "tokens": "such as 2000000",
-    "repository": "a URL, or a mapping of url, ref, connection, submodules and sparse",
+    "repository": "a URL, or a mapping of url, ref, connection, submodules, lfs and sparse",
     "depends_on": "the id of a step, or a list of ids",
     "schedule": "a cron expression such as '0 6 * * 1-5', a preset such as @daily, or none",
     "steps": "a list of steps, each of which starts with '- id: …'",

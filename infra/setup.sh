@@ -24,8 +24,8 @@ find_python() {
     fail "Python 3.11 or newer is needed; name one with PYTHON=..."
 }
 
-# The sandbox of the agents is bubblewrap's.
-need git=git bwrap=bubblewrap
+# The sandbox of the agents is bubblewrap's; git-lfs is for workflows that ask for it.
+need git=git bwrap=bubblewrap git-lfs=git-lfs
 python=$(find_python)
 rm -f "$folder/installed"
 "$python" -m venv "$folder" ||

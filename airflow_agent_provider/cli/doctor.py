@@ -82,6 +82,7 @@ def examine(agents: list[str], *, online: bool = False) -> Iterator[Finding]:
 
 def _git() -> Iterator[Finding]:
     from airflow_agent_provider.workspace.git import run_git
+    from airflow_agent_provider.workspace.lfs import check_lfs
     from airflow_agent_provider.workspace.repository import check_git
 
     def version() -> str:
@@ -89,6 +90,9 @@ def _git() -> Iterator[Finding]:
         return run_git(["version"], cwd=Path("/")).stdout.decode().strip()
 
     yield _try("git", version)
+    lfs = _try("git-lfs", check_lfs)
+    # Only workflows with 'lfs: true' need it.
+    yield Finding(lfs.what, "-", lfs.words) if lfs.state == "FAIL" else lfs
 
 
 def _sandbox(settings: Settings) -> Iterator[Finding]:

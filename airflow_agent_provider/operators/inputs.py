@@ -114,7 +114,7 @@ class StepInputs:
         operator = self._operator
         allowed = self.settings.repositories
         source = submodule_source(allowed) if operator.submodules else None
-        return Checkout(operator.sparse, source)
+        return Checkout(operator.sparse, source, operator.lfs)
 
     def _upstreams(self, scratch: Path) -> list[Upstream]:
         found = []

@@ -93,6 +93,8 @@ def judge(
     policy = _policy_faults(rules, workspace.changed_paths(commit))
     if fixed := workspace.submodule_changes(commit):
         policy.append(_fixed_files("files of submodules", fixed))
+    if fixed := workspace.lfs_changes():
+        policy.append(_fixed_files("files that git-lfs manages", fixed))
     faults += policy
     try:
         output = _output(rules, workspace, answer)

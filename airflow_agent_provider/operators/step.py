@@ -42,6 +42,7 @@ class StepOperator(BaseOperator):
     :param ref: branch, tag or commit to start from; empty takes the repository's default branch.
     :param repository_conn_id: connection of type ``git`` for a private repository.
     :param submodules: whether the workspace holds the files of submodules, to read.
+    :param lfs: whether files that git-lfs manages have their content there, to read.
     :param sparse: patterns of the repository's files that the workspace holds; empty for all.
     :param timeout: time for one attempt.
     :param stall: time without a sign of life after which an attempt counts as stalled.
@@ -80,6 +81,7 @@ class StepOperator(BaseOperator):
         ref: str = "",
         repository_conn_id: str | None = None,
         submodules: bool = False,
+        lfs: bool = False,
         sparse: Sequence[str] = (),
         timeout: timedelta = timedelta(hours=1),
         stall: timedelta = timedelta(minutes=10),
@@ -108,6 +110,7 @@ class StepOperator(BaseOperator):
         self.ref = ref
         self.repository_conn_id = repository_conn_id
         self.submodules = submodules
+        self.lfs = lfs
         self.sparse = tuple(sparse)
         self.timeout = timeout
         self.stall = stall

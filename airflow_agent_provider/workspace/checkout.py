@@ -21,10 +21,12 @@ class Checkout:
     :param sparse: patterns of the files, as :mod:`~airflow_agent_provider.agents.path_patterns`
         has them; empty for all. The files of the top folder are always there.
     :param submodules: gives the repository of a submodule; None leaves submodules empty.
+    :param lfs: whether files that git-lfs manages have their content, and are not pointers.
     """
 
     sparse: Sequence[str] = ()
     submodules: SubmoduleSource | None = None
+    lfs: bool = False
 
 
 def make_sparse(git: Git, patterns: Sequence[str]) -> None:

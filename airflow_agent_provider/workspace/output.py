@@ -34,6 +34,21 @@ def read_beneath(
         folder, a link, or no regular file.
     """
     told = f"{what} {path}"
+    file = open_beneath(root, path, told)
+    try:
+        return _read(file, told, max_bytes, empty)
+    finally:
+        os.close(file)
+
+
+def open_beneath(root: Path, path: str, told: str) -> int:
+    """Open for reading what is at ``path`` below a folder, following no link; return its number.
+
+    It may be anything but a link, so the caller has to look.
+
+    :param told: what the error calls it.
+    :raises OutputInvalid: if there is nothing that can be opened.
+    """
     folder = os.open(root, _FOLDER)
     try:
         *folders, name = _parts(path, told)
@@ -41,13 +56,9 @@ def read_beneath(
             deeper = _open(folder, part, _FOLDER, told)
             os.close(folder)
             folder = deeper
-        file = _open(folder, name, _FILE, told)
+        return _open(folder, name, _FILE, told)
     finally:
         os.close(folder)
-    try:
-        return _read(file, told, max_bytes, empty)
-    finally:
-        os.close(file)
 
 
 def _parts(path: str, told: str) -> tuple[str, ...]:

@@ -137,6 +137,16 @@ class Mirror:
             f"rewritten since, clear the whole run so that it starts anew"
         )
 
+    def fetch_lfs(self, commit: str) -> None:
+        """Have the objects of git-lfs that a commit's files need, below ``lfs/objects``."""
+        # The mirror has no HEAD, hence no .lfsconfig that could name another server.
+        remote = f"remote.origin.url={self.repository.url}"
+        with (
+            file_lock(self._lock, wait=_LOCK_WAIT, what=f"the mirror of {self.repository.name}"),
+            self.repository.remote(self.git) as git,
+        ):
+            git.run("-c", remote, "lfs", "fetch", "origin", commit)
+
     def default_branch(self) -> str:
         """Fetch the repository's default branch and return its commit."""
         if not self._try_fetch(["+HEAD:refs/agents/head"]):

@@ -11,7 +11,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,6 +59,7 @@ class Stage:
         self._apart = tuple(apart)
         self._identity = _identity(tree)
         self._links = dict(links or {})
+        self._held: list[str] = []
         self._lock = threading.Lock()
 
     @property
@@ -121,9 +122,50 @@ class Stage:
         """Make the working tree that of a tree object; files that git ignores stay."""
         with self._lock:
             self._unlock()
+            self._mark("--skip-worktree")
             # What a sparse checkout left out stays out, and what came there since stays there.
             self._git.run(*_ALL_FILES, "read-tree", "--reset", "-u", tree)
+            self._mark("--no-skip-worktree")
             self._git.run("clean", "-ffdq")
+
+    def hold(self, paths: Iterable[str]) -> None:
+        """Leave files as the index has them, whatever is in the tree in their places.
+
+        :param paths: files of the index.
+        """
+        with self._lock:
+            self._held = list(paths)
+            self._mark("--assume-unchanged")
+
+    def filtered(self, name: str, longest: int, *, since: str = "") -> dict[str, bytes]:
+        """Return the index's files to which attributes assign a filter, with what the index has.
+
+        :param name: the filter's name.
+        :param longest: the most bytes of a file's content; of a longer file there are none.
+        :param since: a commit; only files that are new or other since then.
+        """
+        if since:
+            files = self._git.names(
+                "diff-index", "--cached", "-z", "--name-only", "--no-renames",
+                "--diff-filter=AM", "--ignore-submodules=all", since,
+            )  # fmt: skip
+        else:
+            files = self._git.names("ls-files", "-z")
+        said = self._git.names(
+            "check-attr", "--cached", "-z", "--stdin", "filter", stdin=join_names(files)
+        )
+        paths = [path for path, value in zip(said[::3], said[2::3], strict=True) if value == name]
+        return {path: self._content(path, longest) for path in paths}
+
+    def _content(self, path: str, longest: int) -> bytes:
+        blob = f":0:{path}"
+        size = int(self._git.line("cat-file", "-s", blob))
+        return self._git.run("cat-file", "blob", blob) if size <= longest else b""
+
+    def _mark(self, flag: str) -> None:
+        if self._held:
+            held = join_names(self._held)
+            self._git.run(*_ALL_FILES, "update-index", flag, "-z", "--stdin", stdin=held)
 
     def exclude_new(self) -> bytes:
         """Let git ignore the files that it does not know; return the patterns that do so."""

@@ -17,7 +17,8 @@ the directory was seen to be what we made of it.
 
 Left to the box of the sandbox, since an unboxed agent is the worker's own user: that it writes to
 our git directory, to a mirror or to another workspace; that it fills the disk; that a process which
-outlives its attempt goes on writing. Files that git-lfs manages stay pointers, as no filter runs.
+outlives its attempt goes on writing. As no filter runs, files that git-lfs manages are pointers,
+unless :mod:`~airflow_agent_provider.workspace.lfs` puts their content there.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from airflow_agent_provider.workspace.checkout import Checkout, check_sparse, ma
 from airflow_agent_provider.workspace.cleanup import discard, step_folder
 from airflow_agent_provider.workspace.git import PLAIN, Git, GitError, GitRunners, run_git
 from airflow_agent_provider.workspace.guard import GitGuard, copy_file
+from airflow_agent_provider.workspace.lfs import LfsFiles
 from airflow_agent_provider.workspace.merge import Side, merge
 from airflow_agent_provider.workspace.output import read_beneath
 from airflow_agent_provider.workspace.remote import QUERY_TIMEOUT, TRANSFER_TIMEOUT
@@ -99,6 +101,9 @@ class Workspace:
     _mirror_objects: Path
     _guard: GitGuard
     _submodules: SubmoduleFiles | None = None
+    _lfs: LfsFiles | None = None
+    #: Files that git-lfs manages, whose changes the last step's commit could not keep.
+    _plain: Sequence[str] = ()
     #: Files of submodules that the last step's commit could not keep.
     _unkept: Sequence[str] = ()
 
@@ -206,6 +211,7 @@ class Workspace:
             commit = commit_tree(self._git, tree, (self.start,), _message(subject, trailers))
             self._git.run("update-ref", self._branch_ref, commit)
             self._unkept = self._submodules.changed() if self._submodules else ()
+            self._plain = self._lfs.changed(self._stage, self.start) if self._lfs else ()
         return commit
 
     @property
@@ -289,6 +295,10 @@ class Workspace:
         roots = set(self._submodules.paths)
         return [*self._unkept, *(path for path in self.changed_paths(commit) if path in roots)]
 
+    def lfs_changes(self) -> list[str]:
+        """Return the files that git-lfs manages, or should, and that the last step changed."""
+        return list(self._plain)
+
     def fetch_branch(self, branch: str) -> str:
         """Fetch a branch of the repository, as a hosted agent pushed it, and return its commit.
 
@@ -367,6 +377,8 @@ class Workspace:
         if self._checkout.submodules:
             found = find_submodules(mirror, self.base, self._checkout.submodules)
             self._submodules = SubmoduleFiles(found, self.path, submodules) if found else None
+        if self._checkout.lfs:
+            self._lfs = LfsFiles(mirror, self.base, self.path)
         self._guard = GitGuard(git_dir)
 
     def _enter(self, runners: GitRunners | None) -> None:
@@ -433,6 +445,8 @@ class Workspace:
             check_sparse(self._git, self._checkout.sparse, self.repository.name)
         if self._submodules:
             self._submodules.fill()
+        if self._lfs:
+            self._lfs.fill(self._stage)
         self._tip = commit
         self._tip_tree = self._git.line("rev-parse", f"{commit}^{{tree}}")
         self._make_agent_repository(commit)

@@ -38,6 +38,7 @@ def test_here_everything_is_installed_and_starts(monkeypatch: pytest.MonkeyPatch
     connect(monkeypatch, "acp", password="sk-doctor-1234567", extra='{"preset": "qwen"}')
     found = look(*AGENTS)
     assert found["git"].words.startswith("git version 2.")
+    assert found["git-lfs"].state == "ok"
     for name, spec in AGENTS.items():
         assert found[name].words.startswith(f"{spec.package} ")
         assert found[name].state == "ok"
@@ -108,3 +109,15 @@ def test_stores_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
         "mirror",
         "airflow_api",
     }
+
+
+def test_a_worker_without_git_lfs_is_told_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    which = shutil.which
+    monkeypatch.setattr(
+        shutil, "which", lambda name, *a, **k: None if name == "git-lfs" else which(name, *a, **k)
+    )
+    found = look()["git-lfs"]
+    assert found.state == "-"
+    assert "apt-get install git-lfs" in found.words

@@ -66,6 +66,7 @@ WHOLE: dict[str, Any] = {
         "ref": "main",
         "connection": "git",
         "submodules": True,
+        "lfs": True,
         "sparse": ["src/**"],
     },
     "setup": {"run": ["uv sync"], "files": ["uv.lock"]},

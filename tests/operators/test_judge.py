@@ -29,12 +29,16 @@ class Tree:
     changed: list[str] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
     in_submodules: list[str] = field(default_factory=list)
+    of_lfs: list[str] = field(default_factory=list)
 
     def changed_paths(self, commit: str) -> list[str]:
         return self.changed
 
     def submodule_changes(self, commit: str) -> list[str]:
         return self.in_submodules
+
+    def lfs_changes(self) -> list[str]:
+        return self.of_lfs
 
     def read_output(self, path: str, max_bytes: int = 0) -> bytes:
         if path not in self.files:
@@ -110,10 +114,12 @@ def test_the_agent_is_told_exactly_what_is_wrong() -> None:
     assert "```" not in repair_prompt(OutputInvalid("missing"))
 
 
-def test_files_of_submodules_are_to_read() -> None:
-    failure = fault(Rules(verify=["false"]), Tree(in_submodules=["libs/one/a.c"]))
+def test_files_of_submodules_and_of_lfs_are_to_read() -> None:
+    tree = Tree(in_submodules=["libs/one/a.c"], of_lfs=["a.bin"])
+    failure = fault(Rules(verify=["false"]), tree)
     assert isinstance(failure, PolicyViolation)
     assert failure.reason == (
         "a step can read files of submodules and not change them, but libs/one/a.c changed; "
-        "undo that"
+        "undo that; a step can read files that git-lfs manages and not change them, but a.bin "
+        "changed; undo that"
     )
