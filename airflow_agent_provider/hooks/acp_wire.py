@@ -27,6 +27,8 @@ _UPDATES = {
 }  # fmt: skip
 #: Seconds between two looks at whether the step has caught up.
 _BUSY_POLL = 0.02
+#: Seconds in which a program ends that has closed its output.
+_EXIT_SECONDS = 1.0
 
 
 class Wire:
@@ -85,6 +87,8 @@ class Wire:
                 await asyncio.sleep(_BUSY_POLL)
             line = await self._line()
             if line is None:
+                # Its exit code is told a moment after the end of its output.
+                await self.ended(_EXIT_SECONDS)
                 return None
             message = _message(line)
             if message is None:
