@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dag_factory import yaml_composer
@@ -111,10 +112,25 @@ def test_reads_what_json_writes(value: object) -> None:
         assert not source.problems
 
 
+class Writer(yaml.SafeDumper):
+    """PyYAML's, which knows YAML 1.1; texts that are numbers since YAML 1.2 it leaves plain."""
+
+
+def write_text(writer: Writer, text: str) -> yaml.Node:
+    number = re.fullmatch(r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?|0[ox][0-9a-fA-F]+", text)
+    style = "'" if number else None
+    return writer.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+Writer.add_representer(str, write_text)
+
+
 @given(VALUES)
+@example("0E0")
+@example("0o7")
 def test_reads_what_yaml_writes(value: object) -> None:
     # Escaped, since PyYAML writes some characters plainly that it reads as line breaks.
-    text = yaml.safe_dump({"k": value}, sort_keys=False)
+    text = yaml.dump({"k": value}, Dumper=Writer, sort_keys=False)
     source = read_source(text.encode(), "w.yaml")
     assert json.dumps(source.value["k"]) == json.dumps(value)
 
