@@ -499,13 +499,14 @@ KINDS: dict[str, type[StepBase]] = {
     "(command step)": CommandStep,
     "(approval)": ApproveStep,
 }
-_KIND_BY_KEY = {"prompt": "(agent step)", "run": "(command step)", "approve": "(approval)"}
+#: The key that says what a step does, and the kind that it makes it.
+KIND_BY_KEY = {"prompt": "(agent step)", "run": "(command step)", "approve": "(approval)"}
 
 
 def _kind(value: Any) -> str:
     """Return which kind of step a value is: by the key that says what is to be done."""
     given = value if isinstance(value, dict) else {}
-    return next((kind for key, kind in _KIND_BY_KEY.items() if key in given), "(agent step)")
+    return next((kind for key, kind in KIND_BY_KEY.items() if key in given), "(agent step)")
 
 
 Step = Annotated[

@@ -10,15 +10,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from dag_factory.definition import (
+    KIND_BY_KEY,
     KINDS,
     LATER,
     LATER_KINDS,
     Agent,
-    AgentStep,
     Approve,
-    ApproveStep,
     Budget,
-    CommandStep,
     Defaults,
     Output,
     Paths,
@@ -45,11 +43,7 @@ _MODELS: dict[str | None, type[BaseModel]] = {
 }
 
 #: The key that says what a step does, by which its kind is known.
-_KIND_OF: dict[str, type[StepBase]] = {
-    "prompt": AgentStep,
-    "run": CommandStep,
-    "approve": ApproveStep,
-}
+_KIND_OF = {key: KINDS[kind] for key, kind in KIND_BY_KEY.items()}
 
 # The numbers that a value of this key may be.
 _RANGES = {

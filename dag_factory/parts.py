@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from dag_factory.definition import KIND_BY_KEY
 from dag_factory.errors import Path
 
 
@@ -27,7 +28,7 @@ class RawStep(NamedTuple):
     @property
     def is_agents(self) -> bool:
         """Whether it is an agent's step."""
-        return "prompt" in self.values or {"run", "approve"}.isdisjoint(self.values)
+        return "prompt" in self.values or KIND_BY_KEY.keys().isdisjoint(self.values)
 
 
 def as_mapping(value: Any) -> dict[str, Any]:
